@@ -1,0 +1,105 @@
+"""YUV 4:2:0 pictures as three u8 planes, and the packed form in which networks take and give them.
+
+A *packed* picture is one u8 array [H/4, W/4, 24]: channels 0..15 are the luma samples of a 4x4 cell in raster
+order (dy * 4 + dx), 16..19 the Cb samples of its 2x2 cell, 20..23 the Cr samples. No colour is converted and no
+chroma resampled; H and W are the picture's size rounded up to a multiple of ALIGN by repeating the border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.errors import FormatError
+
+U8: TypeAlias = NDArray[np.uint8]
+
+ALIGN = 32
+"""Network pictures are padded to a multiple of this many luma samples: the /4 grid can be halved three times."""
+
+MAX_SIDE = 8192
+"""Largest width or height accepted anywhere, in luma samples."""
+
+PACKED_CHANNELS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """One 8-bit YUV 4:2:0 picture of even size: y [H, W], u and v [H/2, W/2], all u8, limited range as in H.264."""
+
+    y: U8
+    u: U8
+    v: U8
+
+    def __post_init__(self) -> None:
+        height, width = self.y.shape if self.y.ndim == 2 else (0, 0)
+        if not (2 <= height <= MAX_SIDE and 2 <= width <= MAX_SIDE) or height % 2 or width % 2:
+            raise FormatError(
+                "a 4:2:0 picture must have even sides",
+                got=f"luma of shape {self.y.shape}",
+                allowed=f"[H, W], each even and 2..{MAX_SIDE}",
+            )
+        half = (height // 2, width // 2)
+        for name, plane in (("u", self.u), ("v", self.v)):
+            if plane.shape != half:
+                raise FormatError(f"plane {name} does not fit the luma", got=plane.shape, allowed=half)
+        for name, plane in (("y", self.y), ("u", self.u), ("v", self.v)):
+            if plane.dtype != np.uint8:
+                raise FormatError(f"plane {name} must be 8 bit", got=plane.dtype, allowed="uint8")
+
+    @property
+    def width(self) -> int:
+        return int(self.y.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.y.shape[0])
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to a multiple of ALIGN."""
+    return -(-size // ALIGN) * ALIGN
+
+
+def _to_depth(plane: U8, block: int) -> U8:
+    """[H, W] -> [H/block, W/block, block * block], channel = dy * block + dx."""
+    height, width = plane.shape
+    cells = plane.reshape(height // block, block, width // block, block)
+    return cells.transpose(0, 2, 1, 3).reshape(height // block, width // block, block * block)
+
+
+def _from_depth(cells: U8, block: int) -> U8:
+    rows, columns, _ = cells.shape
+    spread = cells.reshape(rows, columns, block, block).transpose(0, 2, 1, 3)
+    return spread.reshape(rows * block, columns * block)
+
+
+def _pad(plane: U8, height: int, width: int) -> U8:
+    if plane.shape == (height, width):
+        return plane
+    return np.pad(plane, ((0, height - plane.shape[0]), (0, width - plane.shape[1])), mode="edge")
+
+
+def pack(planes: Planes) -> U8:
+    """Planes -> packed u8 [aligned(H)/4, aligned(W)/4, 24]."""
+    height, width = aligned(planes.height), aligned(planes.width)
+    packed: U8 = np.empty((height // 4, width // 4, PACKED_CHANNELS), np.uint8)
+    packed[..., :16] = _to_depth(_pad(planes.y, height, width), 4)
+    packed[..., 16:20] = _to_depth(_pad(planes.u, height // 2, width // 2), 2)
+    packed[..., 20:] = _to_depth(_pad(planes.v, height // 2, width // 2), 2)
+    return packed
+
+
+def unpack(packed: U8, width: int, height: int) -> Planes:
+    """Packed u8 [h, w, 24] -> the top left `width` x `height` of it as planes. Raises FormatError on a misfit."""
+    if packed.ndim != 3 or packed.shape[2] != PACKED_CHANNELS or packed.dtype != np.uint8:
+        raise FormatError("not a packed picture", got=f"{packed.dtype} {packed.shape}", allowed="uint8 [h, w, 24]")
+    if packed.shape[0] * 4 < height or packed.shape[1] * 4 < width:
+        raise FormatError("packed picture is too small", got=packed.shape, allowed=f"at least {height}x{width} luma")
+    y = _from_depth(packed[..., :16], 4)[:height, :width]
+    u = _from_depth(packed[..., 16:20], 2)[: height // 2, : width // 2]
+    v = _from_depth(packed[..., 20:], 2)[: height // 2, : width // 2]
+    return Planes(np.ascontiguousarray(y), np.ascontiguousarray(u), np.ascontiguousarray(v))
