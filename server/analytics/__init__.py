@@ -1,0 +1,1 @@
+"""What the server makes of a picture: boxes, tracks, actions."""
