@@ -1,0 +1,104 @@
+"""Frozen task networks as differentiable features: an ONNX graph of plain convolutions, run by torch.
+
+A distance between the features that a detector computes on two pictures says what the picture lost *for a machine*.
+Only the operators that such detectors use are understood; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from scene_edge.codec.errors import UsageError
+
+YOLOX_FEATURES = (3, 4, 5)
+"""Which of a YOLOX's stages are compared: the backbone's outputs at strides 8, 16 and 32."""
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+class OnnxFeatures(nn.Module):
+    """The values named `outputs` of an ONNX graph, as a frozen torch module: x [B, 3, H, W] -> list of tensors."""
+
+    def __init__(self, path: str | Path, outputs: Sequence[str]) -> None:
+        super().__init__()
+        graph = onnx.load(str(path)).graph
+        self.input = graph.input[0].name
+        self.outputs = tuple(outputs)
+        self.constants: dict[str, Tensor] = {}
+        self.lists: dict[str, list[int]] = {}
+        for tensor in graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            value = torch.from_numpy(array.copy())
+            if value.dtype == torch.int64:
+                self.lists[tensor.name] = value.flatten().tolist()
+            else:
+                self.register_buffer("c_" + tensor.name.replace(".", "_").replace(":", "_"), value)
+            self.constants[tensor.name] = value
+        self.nodes = _needed(list(graph.node), set(outputs))
+        unknown = {node.op_type for node in self.nodes} - set(_OPERATORS)
+        if unknown:
+            raise UsageError(f"{path} uses operators not understood here", got=sorted(unknown), allowed=sorted(_OPERATORS))
+        self.attributes = [_attributes(node) for node in self.nodes]
+        for node in self.nodes:  # channels-last weights make bf16 on a CPU several times faster
+            if node.op_type == "Conv":
+                self.constants[node.input[1]] = self.constants[node.input[1]].to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        values: dict[str, Tensor] = {self.input: x}
+        for node, attributes in zip(self.nodes, self.attributes, strict=True):
+            arguments = [values[name] if name in values else self.constants.get(name) for name in node.input]
+            values[node.output[0]] = _OPERATORS[node.op_type](arguments, attributes)
+        return [values[name] for name in self.outputs]
+
+
+def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The nodes on which `wanted` depends, in graph order."""
+    kept = []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted |= set(node.input)
+    return kept[::-1]
+
+
+def _conv(arguments: list[Any], attributes: dict[str, Any]) -> Tensor:
+    x, weight, *bias = arguments
+    pads = attributes.get("pads", [0, 0, 0, 0])
+    return F.conv2d(
+        x, weight, bias[0] if bias else None, attributes["strides"], pads[:2], attributes["dilations"], attributes["group"]
+    )
+
+
+def _slice(arguments: list[Any], attributes: dict[str, Any]) -> Tensor:
+    x, starts, ends, axes, steps = (*arguments, None)[:5]
+    index = [slice(None)] * x.dim()
+    for place, axis in enumerate(axes.tolist()):
+        index[axis] = slice(int(starts[place]), int(min(ends[place], x.shape[axis])), int(steps[place]) if steps is not None else 1)
+    return x[tuple(index)]
+
+
+def _pool(arguments: list[Any], attributes: dict[str, Any]) -> Tensor:
+    return F.max_pool2d(arguments[0], attributes["kernel_shape"], attributes["strides"], attributes["pads"][:2])
+
+
+_OPERATORS: dict[str, Callable[[list[Any], dict[str, Any]], Tensor]] = {
+    "Conv": _conv,
+    "Sigmoid": lambda a, _: torch.sigmoid(a[0]),
+    "Relu": lambda a, _: F.relu(a[0]),
+    "Mul": lambda a, _: a[0] * a[1],
+    "Add": lambda a, _: a[0] + a[1],
+    "Concat": lambda a, k: torch.cat(a, k["axis"]),
+    "Slice": _slice,
+    "MaxPool": _pool,
+    "Resize": lambda a, _: F.interpolate(a[0], scale_factor=2.0, mode="nearest"),
+}

@@ -1,0 +1,121 @@
+"""SCENE for cameras: a pre-filter over packed YUV 4:2:0 whose kernels are assembled from a semantic prior.
+
+After SCENE (arXiv 2601.22189): each output channel c of an assembled convolution has the kernel
+K_c = sum_i a_{c,i} k_i over E base kernels; the coefficients come from a scene embedding through two 1x1 layers.
+Ours works on planes at a quarter of the size, takes its embedding from a thumbnail through a small network of its
+own, and lets both blocks follow it: the embedding is refreshed about once a second, the filter runs on each frame.
+Since a convolution is linear, sum_i a_{c,i} (k_i * x) equals K_c * x: the coefficients stay an input of the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scene_edge.models.layers import conv, from_packed, to_packed
+
+THUMB = (18, 32)
+"""Packed rows and columns of the thumbnail: 128 x 72 luma samples."""
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Width of the filter, number of base kernels E, size of the embedding; `scene-s` is the default."""
+
+    width: int = 32
+    bases: int = 4
+    blocks: int = 2
+    embedding: int = 64
+
+    @property
+    def coefficients(self) -> int:
+        return self.blocks * self.bases * self.width
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class AssembledConv(nn.Module):
+    """3x3 convolution with kernels assembled per output channel: x [B, C, h, w], a [B, E * C, 1, 1] -> [B, C, h, w]."""
+
+    def __init__(self, width: int, bases: int) -> None:
+        super().__init__()
+        self.width, self.bases = width, bases
+        self.base = conv(width, width * bases)
+
+    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        parts = (self.base(x) * coefficients).split(self.width, 1)
+        total: Tensor = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+
+class ScenePrior(nn.Module):
+    """Thumbnail [B, 24, 18, 32] -> coefficients [B, K, 1, 1]: embedding, then 1x1 - ReLU - 1x1 (the control module)."""
+
+    def __init__(self, config: SceneConfig) -> None:
+        super().__init__()
+        self.stem = conv(24, 32, stride=2)
+        self.body = conv(32, 48, stride=2)
+        self.embed = conv(48, config.embedding)
+        self.hidden = conv(config.embedding, config.embedding, 1)
+        self.head = conv(config.embedding, config.coefficients, 1)
+        with torch.no_grad():  # at first every scene gets the plain sum of the base kernels, at unit variance
+            self.head.weight.mul_(0.1)
+            self.head.bias.fill_(config.bases**-0.5)
+
+    def forward(self, thumb: Tensor) -> Tensor:
+        x = F.relu(self.body(F.relu(self.stem(thumb - 0.5))))
+        x = F.relu(self.embed(x)).mean((2, 3), keepdim=True)
+        out: Tensor = self.head(F.relu(self.hidden(x)))
+        return out
+
+
+class SceneNet(nn.Module):
+    """Picture [B, 24, h, w] in 0..1 and coefficients [B, K, 1, 1] -> filtered picture; starts as the identity."""
+
+    def __init__(self, config: SceneConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SceneConfig()
+        self.prior = ScenePrior(config)
+        self.stem = conv(24, config.width)
+        self.assembled = nn.ModuleList(AssembledConv(config.width, config.bases) for _ in range(config.blocks))
+        self.plain = nn.ModuleList(conv(config.width, config.width) for _ in range(config.blocks))
+        self.head = conv(config.width, 24)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        feature = F.relu(self.stem(x - 0.5))
+        size = self.config.bases * self.config.width
+        for index, (assembled, plain) in enumerate(zip(self.assembled, self.plain, strict=True)):
+            part = coefficients[:, index * size : (index + 1) * size]
+            feature = F.relu(feature + plain(F.relu(assembled(feature, part))))
+        return x + self.head(feature)
+
+
+class SceneFilterGraph(nn.Module):
+    """The graph run on each frame: x u8 [B, h, w, 24], coefficients [B, K, 1, 1] -> y u8 [B, h, w, 24]."""
+
+    def __init__(self, net: SceneNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        return to_packed(self.net(from_packed(x), coefficients))
+
+
+class ScenePriorGraph(nn.Module):
+    """The graph run about once a second: thumb u8 [B, 18, 32, 24] -> coefficients [B, K, 1, 1]."""
+
+    def __init__(self, net: SceneNet) -> None:
+        super().__init__()
+        self.prior = net.prior
+
+    def forward(self, thumb: Tensor) -> Tensor:
+        out: Tensor = self.prior(from_packed(thumb))
+        return out

@@ -1,0 +1,181 @@
+"""SMC for cameras: Sem-Net, Sem-Net_s, Basic-CM (Sem-Enc, Sem-Dec) and F-Net over packed YUV 4:2:0 pictures.
+
+Semantic Mining then Compensation (ICCV 2023; TPAMI 2025, sections 3.1 and 3.2): the semantic feature S of the
+original and S~ of the decoded H.264 frame differ by what the codec lost; only that residual is coded, and F-Net
+fuses S^ = S~ + Sem-Dec(round(Sem-Enc(S - S~))) with the lossy frame. Everything is causal; the memory of each
+network is an explicit tensor that is zero at a key frame. Sizes are ours, chosen for INT8 on small boards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, to_packed
+
+STRIDE = 16
+"""Luma samples between two semantic positions, in each direction."""
+
+
+@dataclass(frozen=True)
+class SmcConfig:
+    """Widths of the networks; `smc-s` is the default."""
+
+    semantic: int = 64
+    latent: int = 16
+    sem_widths: tuple[int, int, int] = (32, 64, 96)
+    lossy_widths: tuple[int, int, int] = (24, 48, 64)
+    fuse_widths: tuple[int, int, int] = (32, 48, 64)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class SemNet(nn.Module):
+    """Picture [B, 24, h, w] and state [B, 2C, h/4, w/4] -> semantic feature [B, S, h/4, w/4] and the next state."""
+
+    def __init__(self, widths: tuple[int, int, int], semantic: int, depth: int) -> None:
+        super().__init__()
+        quarter, eighth, sixteenth = widths
+        self.stem = conv(24, quarter)
+        self.down8 = conv(quarter, eighth, stride=2)
+        self.body8 = nn.Sequential(*(ResBlock(eighth) for _ in range(depth)))
+        self.down16 = conv(eighth, sixteenth, stride=2)
+        self.body16 = nn.Sequential(*(ResBlock(sixteenth) for _ in range(depth)))
+        self.temporal = CausalTemporal(sixteenth)
+        self.head = conv(sixteenth, semantic)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.stem(x - 0.5))
+        x = self.body8(F.relu(self.down8(x)))
+        x = self.body16(F.relu(self.down16(x)))
+        x, state = self.temporal(x, state)
+        return self.head(F.relu(x)), state
+
+
+class SemEnc(nn.Module):
+    """Residual semantics [B, S, h, w] -> latent [B, C, h, w] in units of the quantiser's step."""
+
+    def __init__(self, semantic: int, latent: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(ResBlock(semantic), ResBlock(semantic), ResBlock(semantic))
+        self.head = conv(semantic, latent, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+class SemDec(nn.Module):
+    """Latent [B, C, h, w] -> residual semantics [B, S, h, w]; exactly nothing for a latent of zeros.
+
+    Without biases a lost or empty packet leaves S~ as it is: the lossy path needs no second network.
+    """
+
+    def __init__(self, semantic: int, latent: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(latent, semantic, 3, 1, 1, bias=False)
+        self.first = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
+        self.second = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
+        self.third = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.second(F.relu(self.first(x)))
+        out: Tensor = x + self.third(F.relu(x))
+        return out
+
+
+class FNet(nn.Module):
+    """Lossy picture [B, 24, h, w], S^ [B, S, h/4, w/4], state [B, 2C, h/2, w/2] -> fused picture and next state.
+
+    A U-shaped network that corrects the lossy picture; S^ enters at /16 and, widened, again at /8 and /4.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], semantic: int) -> None:
+        super().__init__()
+        quarter, eighth, sixteenth = widths
+        self.stem = conv(24, quarter)
+        self.down8 = conv(quarter, eighth, stride=2)
+        self.temporal = CausalTemporal(eighth)
+        self.down16 = conv(eighth, sixteenth, stride=2)
+        self.fuse16 = conv(sixteenth + semantic, sixteenth, 1)
+        self.body16 = nn.Sequential(ResBlock(sixteenth), ResBlock(sixteenth))
+        self.up8 = conv(sixteenth + semantic, eighth)
+        self.body8 = ResBlock(eighth)
+        self.up4 = conv(eighth, quarter)
+        self.body4 = ResBlock(quarter)
+        self.head = conv(quarter, 24)
+        nn.init.zeros_(self.head.weight)  # at first the fused picture is the lossy one
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, lossy: Tensor, semantic: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x4 = F.relu(self.stem(lossy - 0.5))
+        x8, state = self.temporal(F.relu(self.down8(x4)), state)
+        x16 = F.relu(self.down16(F.relu(x8)))
+        x16 = self.body16(F.relu(self.fuse16(torch.cat([x16, semantic], 1))))
+        wide = F.interpolate(torch.cat([x16, semantic], 1), scale_factor=2.0, mode="nearest")
+        x8 = self.body8(F.relu(self.up8(wide)) + x8)
+        x4 = self.body4(F.relu(self.up4(F.interpolate(x8, scale_factor=2.0, mode="nearest"))) + x4)
+        return lossy + self.head(x4), state
+
+
+class Smc(nn.Module):
+    """All networks of SMC; `SmcEncoder` and `SmcDecoder` are the two graphs that are exported."""
+
+    def __init__(self, config: SmcConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SmcConfig()
+        self.sem_net = SemNet(config.sem_widths, config.semantic, depth=1)
+        self.sem_net_s = SemNet(config.lossy_widths, config.semantic, depth=1)
+        self.sem_enc = SemEnc(config.semantic, config.latent)
+        self.sem_dec = SemDec(config.semantic, config.latent)
+        self.f_net = FNet(config.fuse_widths, config.semantic)
+
+    def states(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
+        """Zero states for pictures of packed size rows x columns: what every key frame starts from."""
+        device = next(self.parameters()).device
+        sixteenth = (batch, -1, rows // 4, columns // 4)
+
+        def zeros(channels: int, shape: tuple[int, int, int, int]) -> Tensor:
+            return torch.zeros(shape[0], 2 * channels, *shape[2:], device=device)
+
+        return {
+            "sem": zeros(self.config.sem_widths[2], sixteenth),
+            "lossy": zeros(self.config.lossy_widths[2], sixteenth),
+            "fuse": zeros(self.config.fuse_widths[1], (batch, -1, rows // 2, columns // 2)),
+        }
+
+
+class SmcEncoder(nn.Module):
+    """The camera's graph: x, lossy u8 [B, h, w, 24], states -> latent [B, C, h/4, w/4] and next states."""
+
+    def __init__(self, smc: Smc) -> None:
+        super().__init__()
+        self.smc = smc
+
+    def forward(
+        self, x: Tensor, lossy: Tensor, state_sem: Tensor, state_lossy: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        semantic, next_sem = self.smc.sem_net(from_packed(x), state_sem)
+        seen, next_lossy = self.smc.sem_net_s(from_packed(lossy), state_lossy)
+        return self.smc.sem_enc(semantic - seen), next_sem, next_lossy
+
+
+class SmcDecoder(nn.Module):
+    """The server's graph: lossy u8, latent, states -> fused u8 [B, h, w, 24] and next states."""
+
+    def __init__(self, smc: Smc) -> None:
+        super().__init__()
+        self.smc = smc
+
+    def forward(
+        self, lossy: Tensor, latent: Tensor, state_lossy: Tensor, state_fuse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        picture = from_packed(lossy)
+        seen, next_lossy = self.smc.sem_net_s(picture, state_lossy)
+        fused, next_fuse = self.smc.f_net(picture, seen + self.smc.sem_dec(latent), state_fuse)
+        return to_packed(fused), next_lossy, next_fuse
