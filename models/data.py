@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.media import planes_of, probe, read_video
@@ -124,12 +125,12 @@ def flip_packed(picture: U8) -> U8:
 
 @dataclass(frozen=True)
 class Batch:
-    """original, lossy: u8 [B, T, h, w, 24]; video_bpp: [B], bits per luma sample of the lossy version's clip."""
+    """original, lossy: u8 [B, T, h, w, 24]; whole: the uncropped first frames; video_bpp [B]: bits per luma sample."""
 
     original: U8
     lossy: U8
-    video_bpp: np.ndarray
-    crf: np.ndarray
+    whole: list[U8]
+    video_bpp: NDArray[np.float32]
 
 
 class ClipSampler:
@@ -153,7 +154,7 @@ class ClipSampler:
 
     def sample(self, batch: int, crf: int | None = None) -> Batch:
         """A batch of crops, each at a CRF of its own unless one is given."""
-        originals, lossies, rates, crfs = [], [], [], []
+        originals, lossies, wholes, rates = [], [], [], []
         for _ in range(batch):
             index = int(self.random.choice(len(self.arrays), p=self.weights))
             chosen = crf or int(self.random.choice(self.crfs))
@@ -168,5 +169,5 @@ class ClipSampler:
             originals.append(pair[0])
             lossies.append(pair[1])
             rates.append(self.entries[index]["bpp"][str(chosen)])
-            crfs.append(chosen)
-        return Batch(np.stack(originals), np.stack(lossies), np.array(rates, np.float32), np.array(crfs))
+            wholes.append(np.array(original[start]))
+        return Batch(np.stack(originals), np.stack(lossies), wholes, np.array(rates, np.float32))

@@ -1,0 +1,167 @@
+"""A ShuffleNetV2 (x0.5) trunk on packed YUV pictures, shared by the detector and the action networks.
+
+Differences from Ma et al., ECCV 2018: the input is a packed u8 picture, so that the stem is one convolution on the
+quarter grid whose four phases are maximised (stride 2 and max-pooling of the original in one), and batch norms are
+folded. The optional temporal shift (Lin et al., TSM, ICCV 2019) mixes frames that lie along the batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from scene_edge.codec.errors import FormatError
+from scene_edge.models.layers import from_packed
+
+STEM, STAGES = 24, ((48, 4), (96, 8), (192, 4))
+"""Channels of the stem, then (channels, blocks) of the stages at strides 8, 16 and 32."""
+
+
+def temporal_shift(x: Tensor, clips: int, share: int = 4) -> Tensor:
+    """Frames [T * clips, C, h, w], time-major: 1/(2 * share) of the channels come from the next frame, as many from the
+    one before, zeros beyond the ends. 4-D throughout, so that every engine runs it."""
+    fold = x.shape[1] // (2 * share)
+    edge = torch.zeros_like(x[:clips, :fold])
+    later = torch.cat([x[clips:, :fold], edge], 0)
+    earlier = torch.cat([edge, x[:-clips, fold : 2 * fold]], 0)
+    return torch.cat([later, earlier, x[:, 2 * fold :]], 1)
+
+
+class Unit(nn.Module):
+    """A basic unit: every second channel passes, the others go through 1x1, depth-wise 3x3, 1x1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.expand = nn.Conv2d(half, half, 1)
+        self.depthwise = nn.Conv2d(half, half, 3, 1, 1, groups=half)
+        self.project = nn.Conv2d(half, half, 1)
+
+    def forward(self, x: Tensor, clips: int | None) -> Tensor:
+        passed, main = x[:, 0::2], x[:, 1::2]
+        if clips is not None:
+            main = temporal_shift(main, clips)
+        main = F.relu(self.project(self.depthwise(F.relu(self.expand(main)))))
+        return torch.cat([passed, main], 1)
+
+
+class DownUnit(nn.Module):
+    """The first unit of a stage: both branches see all channels at stride 2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.side_depthwise = nn.Conv2d(inputs, inputs, 3, 2, 1, groups=inputs)
+        self.side = nn.Conv2d(inputs, half, 1)
+        self.expand = nn.Conv2d(inputs, half, 1)
+        self.depthwise = nn.Conv2d(half, half, 3, 2, 1, groups=half)
+        self.project = nn.Conv2d(half, half, 1)
+
+    def forward(self, x: Tensor, clips: int | None) -> Tensor:
+        side = F.relu(self.side(self.side_depthwise(x)))
+        main = F.relu(self.project(self.depthwise(F.relu(self.expand(x)))))
+        return torch.cat([side, main], 1)
+
+
+class Backbone(nn.Module):
+    """Packed u8 [B, h, w, 24] -> features at strides 8, 16, 32 of the picture: 48, 96 and 192 channels.
+
+    With `motion`, the frames of `clips` clips lie time-major along B: differences of consecutive frames enter beside
+    the stem, and each basic unit shifts channels in time.
+    """
+
+    def __init__(self, motion: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(24, 4 * STEM, 3, 1, 1)
+        self.motion = nn.Conv2d(24, STEM, 3, 1, 1, bias=False) if motion else None
+        stages, inputs = [], STEM
+        for outputs, units in STAGES:
+            stages.append(nn.ModuleList([DownUnit(inputs, outputs), *(Unit(outputs) for _ in range(units - 1))]))
+            inputs = outputs
+        self.stages = nn.ModuleList(stages)
+        if self.motion is not None:
+            nn.init.normal_(self.motion.weight, std=0.02)
+
+    def forward(self, picture: Tensor, clips: int = 1) -> list[Tensor]:
+        x = from_packed(picture)
+        phases = self.stem(x)
+        y = torch.maximum(
+            torch.maximum(phases[:, :STEM], phases[:, STEM : 2 * STEM]),
+            torch.maximum(phases[:, 2 * STEM : 3 * STEM], phases[:, 3 * STEM :]),
+        )
+        shift = None
+        if self.motion is not None:
+            shift = clips
+            earlier = torch.cat([x[:clips], x[:-clips]], 0)
+            y = y + self.motion(x - earlier)
+        y = F.relu(y)
+        features = []
+        for stage in self.stages:
+            for unit in stage:
+                y = unit(y, shift)
+            features.append(y)
+        return features
+
+    def convolutions(self) -> Iterator[nn.Conv2d]:
+        """Those of the stages, in the order in which the original network computes them."""
+        for stage in self.stages:
+            for unit in stage:
+                if isinstance(unit, DownUnit):
+                    yield from (unit.side_depthwise, unit.side)
+                yield from (unit.expand, unit.depthwise, unit.project)
+
+    @torch.no_grad()
+    def load_fastestdet(self, path: Path) -> None:
+        """Start from the trunk of a FastestDet ONNX file (BSD-3-Clause), its stem rewritten for packed YUV."""
+        graph = onnx.load(str(path)).graph
+        values = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type == "Conv"]
+        pairs = [(values[node.input[1]], values[node.input[2]]) for node in nodes]
+        targets = list(self.convolutions())
+        if len(pairs) <= len(targets):
+            raise FormatError(f"{path} is no FastestDet", got=f"{len(pairs)} convolutions", allowed=f"> {len(targets)}")
+        weight, bias = packed_stem(*(torch.from_numpy(np.asarray(array)) for array in pairs[0]))
+        self.stem.weight.copy_(weight)
+        self.stem.bias.copy_(bias)
+        for target, (kernel, offset) in zip(targets, pairs[1:], strict=False):
+            if tuple(target.weight.shape) != kernel.shape:
+                raise FormatError(f"{path} is no FastestDet", got=kernel.shape, allowed=tuple(target.weight.shape))
+            target.weight.copy_(torch.from_numpy(kernel))
+            target.bias.copy_(torch.from_numpy(offset))
+
+
+def linear_bgr(packed: Tensor) -> Tensor:
+    """Packed floats [B, 24, h, w] in 0..1 -> BGR [B, 3, 4h, 4w] in 0..1, not clipped: BT.601, limited range."""
+    y = (F.pixel_shuffle(packed[:, :16], 4) - 16 / 255) * 1.164383
+    u = F.interpolate(F.pixel_shuffle(packed[:, 16:20], 2), scale_factor=2.0) - 128 / 255
+    v = F.interpolate(F.pixel_shuffle(packed[:, 20:], 2), scale_factor=2.0) - 128 / 255
+    return torch.cat([y + 2.017232 * u, y - 0.391762 * u - 0.812968 * v, y + 1.596027 * v], 1)
+
+
+def packed_stem(kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A 3x3 stride-2 convolution on BGR -> the same on packed YUV: weight [4 * C, 24, 3, 3], bias [4 * C].
+
+    Everything up to the first activation is linear, so that impulses tell the whole. Output channel p * C + c is
+    channel c at phase p of the 2x2 phases in a quarter-grid cell.
+    """
+    channels = kernel.shape[0]
+
+    def respond(packed: Tensor) -> Tensor:
+        fine = F.conv2d(linear_bgr(packed), kernel, bias, stride=2, padding=1)
+        phases = F.pixel_unshuffle(fine, 2)
+        count, _, height, width = phases.shape
+        return phases.reshape(count, channels, 4, height, width).transpose(1, 2).reshape(count, -1, height, width)
+
+    rest = respond(torch.zeros(1, 24, 7, 7))
+    impulses = torch.zeros(24, 24, 7, 7)
+    impulses[torch.arange(24), torch.arange(24), 3, 3] = 1.0
+    response = respond(impulses) - rest
+    weight = response[:, :, 2:5, 2:5].flip(2, 3).transpose(0, 1).contiguous()
+    return weight, rest[0, :, 3, 3].contiguous()
