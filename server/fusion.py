@@ -1,0 +1,190 @@
+"""The server's half of SMC: packets -> integer latents -> fused pictures, with the state of one GOP carried along.
+
+`latent` tensors are the decoded integers times the quantiser step of the packet's quality. Where a packet is missing
+the latent is zero: the decoder then works from the lossy picture alone, as it was trained to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.bundle import Bundle, shipped_zoo
+from scene_edge.codec.errors import BundleError, FormatError, PacketError
+from scene_edge.codec.latents import LatentCoder, LatentTables
+from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
+from scene_edge.codec.planes import Planes, aligned, pack, unpack
+from scene_edge.inference.session import Session, open_session
+
+PREFERENCE = ("openvino", "onnx", "litert")
+
+
+class FusionDecoder:
+    """SMC decoder of one camera and size. Not thread-safe: one owner.
+
+    Shapes: pictures width x height; latents int16 [C, aligned(H)/16, aligned(W)/16]. Raises BundleError for a bundle
+    of another kind, EngineError where no runtime opens it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        width: int,
+        height: int,
+        *,
+        prefer: Sequence[str] = PREFERENCE,
+        precision: str = "int8",
+        threads: int | None = None,
+        session: Session | None = None,
+    ) -> None:
+        parameters = bundle.parameters
+        try:
+            self._steps = tuple(float(step) for step in parameters["quality_steps"])
+            self._channels = int(parameters["channels"])
+            self._tables = LatentTables.from_tensors(bundle.tensors(str(parameters["tables"])))
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                f"bundle {bundle.name} is no SMC bundle", got=repr(error), allowed="channels, quality_steps, tables"
+            ) from error
+        self.bundle, self.width, self.height = bundle, width, height
+        self._h, self._w = aligned(height) // 4, aligned(width) // 4
+        self.session = session or open_session(
+            bundle, "decoder", height=self._h, width=self._w, prefer=prefer, precision=precision, threads=threads
+        )
+        self._coder = LatentCoder(self._tables)
+        self._next_seq: int | None = None
+        specs = {spec.name: spec.shape for spec in bundle.graph("decoder").inputs}
+        self._zero_lossy = self._zeros(specs["state_lossy"], 4)
+        self._zero_fuse = self._zeros(specs["state_fuse"], 2)
+        self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._channels, self._h // 4, self._w // 4
+
+    @property
+    def engine(self) -> str:
+        return f"{self.session.engine} {self.session.precision}"
+
+    def decode_packet(self, packet: SemanticPacket) -> list[NDArray[np.int16]]:
+        """The integer latents of a packet's frames, in order.
+
+        Raises PacketError for a packet that is made for another bundle, size or place in the GOP, EntropyError for a
+        damaged payload; after either, packets are refused until the next key packet.
+        """
+        follows, self._next_seq = self._next_seq, None
+        self._check(packet, follows)
+        if packet.kind == KEY:
+            self._coder.reset()
+        latents = [self._coder.decode(payload, self.latent_shape) for payload in packet.payloads]
+        self._next_seq = packet.first_seq + len(latents)
+        return latents
+
+    def step_of(self, packet: SemanticPacket) -> float:
+        """The quantiser step that belongs to a packet's quality."""
+        if not 0 <= packet.quality < len(self._steps):
+            raise PacketError("unknown quality", got=packet.quality, allowed=f"0..{len(self._steps) - 1}")
+        return self._steps[packet.quality]
+
+    def fuse(self, lossy: Planes, latent: NDArray[np.int16] | None, key: bool, step: float | None = None) -> Planes:
+        """The fused picture. `key` starts a GOP (states are cleared); latent None is a frame without semantics."""
+        if (lossy.width, lossy.height) != (self.width, self.height):
+            raise FormatError(
+                "picture of another size", got=f"{lossy.width}x{lossy.height}", allowed=f"{self.width}x{self.height}"
+            )
+        if key:
+            self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
+        values = np.zeros((1, *self.latent_shape), np.float32)
+        if latent is not None:
+            np.multiply(latent, np.float32(self._steps[0] if step is None else step), out=values[0])
+        out = self.session.run(
+            {
+                "lossy": pack(lossy)[None],
+                "latent": values,
+                "state_lossy": self._state_lossy,
+                "state_fuse": self._state_fuse,
+            }
+        )
+        self._state_lossy, self._state_fuse = out["next_lossy"], out["next_fuse"]
+        return unpack(np.asarray(out["fused"], np.uint8)[0], self.width, self.height)
+
+    def close(self) -> None:
+        self.session.close()
+
+    def _check(self, packet: SemanticPacket, follows: int | None) -> None:
+        if packet.kind not in (KEY, DELTA):
+            raise PacketError("not a packet of latents", got=f"kind {packet.kind}", allowed="key, delta")
+        if packet.bundle_digest != self.bundle.digest[:8]:
+            raise PacketError("packet was made with another bundle", got=packet.bundle_digest.hex())
+        if (packet.width, packet.height) != (self.width, self.height):
+            raise PacketError(
+                "packet is for another size",
+                got=f"{packet.width}x{packet.height}",
+                allowed=f"{self.width}x{self.height}",
+            )
+        if packet.kind == DELTA and packet.first_seq != follows:
+            raise PacketError("a delta packet does not follow the one before", got=packet.first_seq, allowed=follows)
+        self.step_of(packet)
+
+    def _zeros(self, shape: Sequence[int | None], divisor: int) -> NDArray[np.float32]:
+        channels = shape[1]
+        if channels is None:
+            raise BundleError("an SMC state needs a fixed number of channels", got=list(shape))
+        return np.zeros((1, channels, self._h // divisor, self._w // divisor), np.float32)
+
+
+class LatentFeed:
+    """Hands out each frame's latent from packets that come frame by frame; a bad packet costs its frames, no more."""
+
+    def __init__(self, decoder: FusionDecoder) -> None:
+        self.decoder = decoder
+        self._ready: dict[int, tuple[NDArray[np.int16], float]] = {}
+        self._seen: tuple[int, int, int] | None = None
+
+    def latent_of(self, packet: SemanticPacket | None, seq: int) -> tuple[NDArray[np.int16] | None, float | None]:
+        """(latent, step) of frame `seq`. Raises PacketError or EntropyError once per bad packet, then gives None."""
+        if packet is None:
+            return None, None
+        key = (packet.session_id, packet.first_seq, len(packet.payloads))
+        if key != self._seen:
+            self._seen = key
+            self._ready.clear()
+            step = self.decoder.step_of(packet)
+            for offset, latent in enumerate(self.decoder.decode_packet(packet)):
+                self._ready[packet.first_seq + offset] = (latent, step)
+        return self._ready.pop(seq, (None, None))
+
+
+class BundleShelf:
+    """The SMC bundles that this server knows, found by the eight digest bytes that a packet names."""
+
+    def __init__(self, extra: Sequence[str] = (), zoo: Path | None = None) -> None:
+        self._extra = tuple(extra)
+        self._zoo = shipped_zoo() if zoo is None else zoo
+        self._known: dict[bytes, Bundle] | None = None
+
+    def find(self, digest: bytes) -> Bundle:
+        """Raises BundleError for a digest that no bundle here has."""
+        known = self._load()
+        try:
+            return known[digest[:8]]
+        except KeyError:
+            names = ", ".join(f"{b.name} {d.hex()}" for d, b in known.items()) or "none"
+            raise BundleError(
+                "the camera uses a bundle that this server does not have",
+                got=digest[:8].hex(),
+                allowed=names,
+                hint="Add its folder to fusion.bundles.",
+            ) from None
+
+    def _load(self) -> dict[bytes, Bundle]:
+        if self._known is None:
+            folders = sorted(path.parent for path in self._zoo.glob("*/manifest.json")) if self._zoo.is_dir() else []
+            opened = [Bundle.open(str(path)) for path in [*self._extra, *folders]]
+            self._known = {bundle.digest[:8]: bundle for bundle in opened if bundle.kind == "smc"}
+        return self._known
+
+
