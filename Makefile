@@ -1,0 +1,52 @@
+# Every target works from a fresh clone with Python 3.10+, git and make; each sets up what it needs in .venv, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench wheel clean
+
+help: ## Say what can be made
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="..." passes options on: make demo ARGS="--seconds 20 --no-browser", make test ARGS="tests/codec -x"'
+
+demo: $(VENV)/.demo ## Camera, broker, server and page on this machine, on a rendered street
+	$(BIN)/scene-edge demo $(ARGS)
+
+test: $(VENV)/.dev ## The whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run firmware_scripts/*.sh; \
+	else echo "shellcheck is not installed: the shell scripts are not checked"; fi
+
+bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
+	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
+
+wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove .venv, builds and caches
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on the PATH; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "make: $(PYTHON) is older than 3.10; name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) install --upgrade pip
+
+# torch stands on the command line with its exact version: this alone keeps pip from gigabytes of CUDA.
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install torch==2.13.0 --editable '.[dev]'
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[demo]'
+	@touch $@
