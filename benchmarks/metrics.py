@@ -63,7 +63,7 @@ def iou_matrix(first: F64, second: F64) -> F64:
     common: F64 = np.clip(high - low, 0, None).prod(axis=2)
     area = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
     union = area[0][:, None] + area[1][None, :] - common
-    iou: F64 = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    iou: F64 = np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
     return iou
 
 
