@@ -9,8 +9,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 

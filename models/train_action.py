@@ -47,7 +47,9 @@ class ActionTraining:
         from scene_edge.codec.errors import ConfigError
 
         if self.max_minutes <= 0 or self.epochs < 1 or self.batch < 1:
-            raise ConfigError("training needs time, epochs and a batch", got=(self.max_minutes, self.epochs, self.batch))
+            raise ConfigError(
+                "training needs time, epochs and a batch", got=(self.max_minutes, self.epochs, self.batch)
+            )
 
 
 def train(config: ActionTraining) -> dict[str, Any]:
