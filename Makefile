@@ -40,11 +40,15 @@ $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "make: $(PYTHON) is older than 3.10; name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(PIP) install --upgrade pip
 
-# torch stands on the command line with its exact version: this alone keeps pip from gigabytes of CUDA.
+# PyPI's torch for x86-64 brings gigabytes of CUDA; PyTorch's own index has the CPU build. Where that index cannot be
+# reached, the exact version still takes a CPU wheel from any other index that holds one.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(PIP) install torch==2.13.0 --editable '.[dev]'
+	$(PIP) install torch==2.13.0 --editable '.[dev]' $$($(BIN)/python -c \
+		'import urllib.request as u; u.urlopen("$(TORCH_INDEX)/torch/", timeout=5); print("--extra-index-url $(TORCH_INDEX)")' \
+		2>/dev/null)
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
