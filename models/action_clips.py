@@ -1,4 +1,4 @@
-"""The labelled action clips as small arrays: decoded once, sampled and varied for training, sampled plainly for tests."""
+"""The labelled action clips as small arrays: decoded once, varied at random for training, viewed plainly for tests."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Truth:
 def assign(
     logits: Tensor, boxes: Tensor, centres: Tensor, strides: Tensor, truth: Truth, top: int = 9
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For one picture: target scores [N, classes], matched label of each cell [N] or -1, and its weight as no-object [N].
+    """For one picture: target scores [N, classes], matched label of each cell [N] or -1, its no-object weight [N].
 
     Each label takes the `top` cells near its centre whose prediction fits it best; a cell goes to the label that it
     overlaps most.

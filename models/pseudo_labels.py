@@ -1,4 +1,4 @@
-"""Builds the detector's training set once: sampled frames of the training clips, compressed copies, teacher's labels."""
+"""Builds the detector's training set once: sampled training frames, compressed copies, the teacher's labels."""
 
 from __future__ import annotations
 

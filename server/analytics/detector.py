@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scene_edge.codec.errors import EngineError, FormatError, SourceError
-from scene_edge.codec.planes import U8, Planes
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError, EngineError, FormatError, SourceError
+from scene_edge.codec.planes import ALIGN, U8, Planes, pack
+from scene_edge.inference.session import DEFAULT_ENGINES, open_session
 from scene_edge.server.analytics.coco import COCO
 from scene_edge.server.analytics.detections import F32, Detections, nms
 from scene_edge.server.analytics.seams import Detector
@@ -19,6 +22,7 @@ from scene_edge.server.analytics.tiles import (
     Tile,
     bgr_of,
     crop,
+    letterboxed,
     scaled,
     square_tiles,
 )
@@ -43,25 +47,39 @@ def grid_cells(width: int, height: int, strides: Sequence[int] = STRIDES) -> tup
     return np.concatenate(cells), np.concatenate(steps)
 
 
-def decode_yolox(output: F32, cells: F32, steps: F32, score: float, names: tuple[str, ...]) -> Detections:
-    """Raw [N, 5 + classes] -> detections in input samples: xy = (o + cell) * stride, wh = exp(o) * stride.
+def decode_boxes(raw: F32, cells: F32, steps: F32) -> F32:
+    """YOLOX's box code [N, 4] -> x1, y1, x2, y2 in input samples: xy = (o + cell) * stride, wh = exp(o) * stride."""
+    centre = (raw[:, :2] + cells) * steps
+    half = np.exp(np.minimum(raw[:, 2:4], MAX_LOG_SIZE)) * steps / 2
+    return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
 
-    Scores are objectness times the best class; N must be that of the grid. Raises FormatError otherwise.
+
+def decode_yolox(output: F32, cells: F32, steps: F32, score: float, names: tuple[str, ...]) -> Detections:
+    """Raw [N, 5 + classes] -> detections in input samples; scores are objectness times the best class.
+
+    N must be that of the grid. Raises FormatError otherwise.
     """
     if output.shape != (len(cells), 5 + len(names)):
-        raise FormatError(
-            "detector output does not fit its grid", got=output.shape, allowed=(len(cells), 5 + len(names))
-        )
-    classes = output[:, 5:].argmax(axis=1)
+        expected = (len(cells), 5 + len(names))
+        raise FormatError("detector output does not fit its grid", got=output.shape, allowed=expected)
+    classes = output[:, 5:].argmax(axis=1).astype(np.int64)
     scores = output[:, 4] * output[np.arange(len(output)), 5 + classes]
     kept = np.flatnonzero(scores >= score)
-    raw, classes, scores = output[kept], classes[kept], scores[kept]
-    centre = (raw[:, :2] + cells[kept]) * steps[kept]
-    half = np.exp(np.minimum(raw[:, 2:4], MAX_LOG_SIZE)) * steps[kept] / 2
-    boxes = np.concatenate([centre - half, centre + half], axis=1)
-    return Detections(
-        boxes.astype(np.float32), np.clip(scores, 0, 1).astype(np.float32), classes.astype(np.int64), names
-    )
+    boxes = decode_boxes(output[kept], cells[kept], steps[kept])
+    return Detections(boxes, np.clip(scores[kept], 0, 1).astype(np.float32), classes[kept], names)
+
+
+def decode_levels(logits: F32, raw: F32, cells: F32, steps: F32, score: float, names: tuple[str, ...]) -> Detections:
+    """Class logits [N, classes] and raw boxes [N, 4] of our own network -> detections in input samples."""
+    if logits.shape != (len(cells), len(names)) or raw.shape != (len(cells), 4):
+        got, allowed = (logits.shape, raw.shape), ((len(cells), len(names)), (len(cells), 4))
+        raise FormatError("detector output does not fit its grid", got=got, allowed=allowed)
+    classes = logits.argmax(axis=1).astype(np.int64)
+    best = logits[np.arange(len(logits)), classes]
+    kept = np.flatnonzero(best >= -np.log(1 / score - 1))  # the logit of the least score
+    scores = 1 / (1 + np.exp(-best[kept].astype(np.float64)))
+    boxes = decode_boxes(raw[kept], cells[kept], steps[kept])
+    return Detections(boxes, scores.astype(np.float32), classes[kept], names)
 
 
 def merge_tiles(found: Sequence[Detections], tiles: Sequence[Tile], width: int, height: int, iou: float) -> Detections:
@@ -133,6 +151,68 @@ class YoloxDetector:
         del self._session
 
 
+class BundleDetector:
+    """A detector bundle of ours through an inference Session: the whole picture, letterboxed and packed as YUV.
+
+    Parameters of the bundle: "size" [height, width] in luma samples, "strides", "classes".
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        score: float = SCORE,
+        iou: float = NMS_IOU,
+        threads: int | None = None,
+        prefer: Sequence[str] = DEFAULT_ENGINES,
+    ) -> None:
+        if bundle.kind != "detector":
+            raise BundleError(f"bundle {bundle.name} is no detector", got=bundle.kind, allowed="kind detector")
+        height, width, strides, names = _parameters(bundle)
+        self._session = open_session(
+            bundle, "detector", height=height // 4, width=width // 4, prefer=prefer, threads=threads
+        )
+        self.name = f"{bundle.name}/{self._session.engine}-{self._session.precision}"
+        self.fallbacks = self._session.fallbacks
+        self.names = names
+        self._width, self._height, self._strides = width, height, strides
+        self._cells, self._steps = grid_cells(width, height, strides)
+        self._score, self._iou = score, iou
+
+    def detect(self, planes: Planes) -> Detections:
+        box = Letterbox.fit(planes.width, planes.height, self._width, self._height)
+        outputs = self._session.run({"x": pack(letterboxed(planes, box, self._width, self._height))[None]})
+        logits = np.concatenate([_rows(outputs[f"score{stride}"]) for stride in self._strides])
+        raw = np.concatenate([_rows(outputs[f"box{stride}"]) for stride in self._strides])
+        found = decode_levels(logits, raw, self._cells, self._steps, self._score, self.names)
+        found = nms(found, self._iou)
+        edge = np.array([planes.width, planes.height] * 2, np.float32)
+        return Detections(np.clip(box.to_picture(found.boxes), 0, edge), found.scores, found.classes, self.names)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _rows(output: NDArray[Any]) -> F32:
+    """[1, C, h, w] -> [h * w, C]."""
+    return np.ascontiguousarray(output[0].reshape(output.shape[1], -1).T, np.float32)
+
+
+def _parameters(bundle: Bundle) -> tuple[int, int, tuple[int, ...], tuple[str, ...]]:
+    """Height, width, strides and class names; raises BundleError where they cannot be used."""
+    try:
+        height, width = (int(side) for side in bundle.parameters["size"])
+        strides = tuple(int(stride) for stride in bundle.parameters["strides"])
+        names = tuple(str(name) for name in bundle.parameters["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"bundle {bundle.name} lacks a detector's parameters", got=repr(error), allowed="size, strides, classes"
+        ) from error
+    if not (strides and names and min(strides) > 0) or height % max(*strides, ALIGN) or width % max(*strides, ALIGN):
+        raise BundleError(f"bundle {bundle.name} has unusable parameters", got=(height, width, strides, names))
+    return height, width, strides, names
+
+
 def _onnx_session(path: Path, threads: int | None) -> Any:
     try:
         import onnxruntime
@@ -149,15 +229,20 @@ def _onnx_session(path: Path, threads: int | None) -> Any:
 
 
 def open_detector(
-    spec: str | Path, *, score: float = SCORE, iou: float = NMS_IOU, threads: int | None = None
+    spec: str | Path,
+    *,
+    score: float = SCORE,
+    iou: float = NMS_IOU,
+    threads: int | None = None,
+    prefer: Sequence[str] = DEFAULT_ENGINES,
 ) -> Detector:
     """A `.onnx` path gives a YoloxDetector; anything else is the name or folder of a detector bundle.
 
-    Raises SourceError where the file is missing, FormatError where it is no detector.
+    Raises SourceError where the file is missing, FormatError where it is no detector, EngineError where none runs it.
     """
     path = Path(spec)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise SourceError(f"no such detector: {path}", hint="Give a YOLOX-style .onnx file or a bundle name.")
         return YoloxDetector(path, score=score, iou=iou, threads=threads)
-    raise FormatError("not a detector", got=str(spec))
+    return BundleDetector(Bundle.open(spec), score=score, iou=iou, threads=threads, prefer=prefer)
