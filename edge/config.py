@@ -1,0 +1,204 @@
+"""What a camera can be told: frozen, validated settings, each with its meaning. Where they come from: settings.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+EngineName = Literal["openvino", "onnx", "litert", "tensorrt"]
+EncoderName = Literal["auto", "libx264", "h264_qsv", "h264_v4l2m2m", "nvv4l2h264enc"]
+ProfileName = Literal["auto", "cpu", "intel", "jetson", "rpi4", "rpi5"]
+
+PROFILES: tuple[str, ...] = ("auto", "cpu", "intel", "jetson", "rpi4", "rpi5")
+
+Side = Annotated[int, Field(ge=32, le=8192)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(Section):
+    """Where the frames come from."""
+
+    url: str = Field(
+        "testsrc:",
+        min_length=1,
+        description="A file path, testsrc:, rtsp://..., v4l2:/dev/video0 or picamera2:0.",
+    )
+    pace: Literal["realtime", "asap"] = Field(
+        "realtime",
+        description="Files and testsrc: realtime plays at the recorded rate and drops what does not fit, as a live "
+        "camera does; asap goes as fast as the pipeline takes frames and loses none.",
+    )
+    loop: bool = Field(False, description="Start a file again at its end.")
+    width: Side = Field(1280, description="Width asked of testsrc, v4l2 and picamera2; other sources bring their own.")
+    height: Side = Field(720, description="Height asked of testsrc, v4l2 and picamera2.")
+    fps: float = Field(30.0, gt=0, le=240, description="Frame rate asked of testsrc, v4l2 and picamera2.")
+
+
+class NetworkConfig(Section):
+    """How one network runs on this board."""
+
+    enabled: bool = Field(True, description="false leaves this part out.")
+    bundle: str = Field(..., min_length=1, description="A shipped bundle's name, or the path of a bundle folder.")
+    engines: tuple[EngineName, ...] = Field(
+        ("openvino", "onnx", "litert"), min_length=1, description="Inference engines in the order to try them."
+    )
+    precision: Literal["int8", "fp32"] = Field("int8", description="Arithmetic of the network.")
+    threads: int | None = Field(None, ge=1, le=64, description="Inference threads; null lets the engine choose.")
+
+
+class SceneConfig(NetworkConfig):
+    """SCENE, the filter before the H.264 encoder."""
+
+    bundle: str = Field("scene-s", min_length=1, description="A shipped bundle's name, or a bundle folder.")
+
+
+class SemanticsConfig(NetworkConfig):
+    """SMC, the semantic stream beside the video."""
+
+    bundle: str = Field("smc-s", min_length=1, description="A shipped bundle's name, or a bundle folder.")
+    quality: int = Field(0, ge=0, le=15, description="Index into the bundle's quality steps.")
+    max_latency_ms: int | None = Field(
+        None, ge=1, le=10_000, description="Send a packet after this much video at the latest; null: one for each GOP."
+    )
+
+
+class VideoConfig(Section):
+    """The H.264 stream."""
+
+    encoder: EncoderName = Field("auto", description="auto takes the first of `candidates` that passes a trial encode.")
+    candidates: tuple[EncoderName, ...] = Field(("libx264",), min_length=1, description="Encoders in order, for auto.")
+    crf: int = Field(26, ge=0, le=51, description="Constant quality, used where bitrate_kbps is null.")
+    bitrate_kbps: int | None = Field(None, ge=8, le=100_000, description="Target rate; null: constant quality.")
+    gop: int = Field(30, ge=1, le=300, description="Frames from one keyframe to the next, always the same number.")
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = Field(
+        "superfast", description="Speed of libx264."
+    )
+    width: Side | None = Field(None, description="Wider pictures are scaled down to this width; null keeps them.")
+    threads: int | None = Field(None, ge=1, le=64, description="Threads of libx264; null: one for each core, up to 4.")
+    sei: Literal["keyframe", "every", "off"] = Field(
+        "keyframe", description="Which access units carry the identity (session, number, time) as SEI."
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _no_auto(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "auto" in value:
+            raise ValueError("candidates must name encoders, not auto")
+        return value
+
+
+class MqttConfig(Section):
+    """The broker, and how hard to try to reach it."""
+
+    broker: str = Field("mqtt://127.0.0.1:1883", description="mqtt://host[:port], or mqtts:// for TLS.")
+    qos: Literal[0, 1] = Field(1, description="Quality of service of video and semantics.")
+    keepalive_s: int = Field(30, ge=2, le=3600, description="The broker declares the camera offline after 1.5 of this.")
+    username: str | None = Field(None, description="User name at the broker.")
+    password: SecretStr | None = Field(None, description="Password; better from SCENE_EDGE_MQTT__PASSWORD.")
+    ca_file: Path | None = Field(
+        None, description="Authority that signed the broker's certificate; null: the system's."
+    )
+    cert_file: Path | None = Field(None, description="This camera's certificate.")
+    key_file: Path | None = Field(None, description="This camera's private key.")
+    backoff_base_ms: int = Field(500, ge=10, le=60_000, description="First reconnect waits 0 to this, at random.")
+    backoff_cap_ms: int = Field(30_000, ge=10, le=3_600_000, description="No wait is longer than this.")
+    window: int = Field(64, ge=1, le=1024, description="Messages under way to the broker at a time.")
+    resend_after_s: float = Field(15.0, gt=0, le=3600, description="Send again what the server left unacknowledged.")
+    drain_s: float = Field(20.0, ge=0, le=3600, description="At the end, wait this long for the last acknowledgement.")
+
+    @field_validator("broker")
+    @classmethod
+    def _broker_url(cls, value: str) -> str:
+        broker_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _pairs(self) -> MqttConfig:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together")
+        return self
+
+
+class QueueConfig(Section):
+    """How many frames may wait before each stage."""
+
+    scene: int = Field(8, ge=1, le=1000, description="Captured frames before the filter.")
+    encode: int = Field(8, ge=1, le=1000, description="Filtered frames before the encoder.")
+    semantics: int = Field(45, ge=1, le=2000, description="Encoded frames before the semantic encoder.")
+
+
+class SpoolConfig(Section):
+    """What waits on the camera until the server has committed it."""
+
+    max_mb: float = Field(64.0, gt=0, le=65_536, description="Records held in memory, in 10^6 bytes.")
+
+
+class WatchdogConfig(Section):
+    stall_s: float = Field(10.0, gt=0, le=3600, description="Frames go in and none comes out for so long: a stall.")
+
+
+class BundlesConfig(Section):
+    """Where model bundles are, and whose signature they must bear."""
+
+    zoo: Path | None = Field(None, description="Folder in which bundle names are looked up; null: the shipped ones.")
+    public_key_file: Path | None = Field(
+        None, description="Raw or hexadecimal Ed25519 key: every bundle must be signed by it. null: digests only."
+    )
+
+
+class LogConfig(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is written.")
+    format: Literal["console", "json"] = Field("console", description="For people, or for machines.")
+
+
+class CameraConfig(Section):
+    """All settings of one camera."""
+
+    camera: str = Field("camera-1", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Name in MQTT topics.")
+    profile: ProfileName = Field("cpu", description="The board's profile that these settings started from.")
+    source: SourceConfig = Field(default_factory=SourceConfig)
+    scene: SceneConfig = Field(default_factory=SceneConfig)
+    video: VideoConfig = Field(default_factory=VideoConfig)
+    semantics: SemanticsConfig = Field(default_factory=SemanticsConfig)
+    mqtt: MqttConfig = Field(default_factory=MqttConfig)
+    queues: QueueConfig = Field(default_factory=QueueConfig)
+    spool: SpoolConfig = Field(default_factory=SpoolConfig)
+    watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
+    bundles: BundlesConfig = Field(default_factory=BundlesConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+
+def broker_address(url: str) -> tuple[str, int, bool]:
+    """mqtt://host:1883 -> (host, port, TLS or not). Raises ValueError with what is allowed."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"broker URL {url!r} does not parse: {error}") from error
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError("broker must be mqtt://host[:port] or mqtts://host[:port]")
+    if parts.username or parts.password:
+        raise ValueError("broker URL must not hold a password: use mqtt.username and mqtt.password")
+    tls = parts.scheme == "mqtts"
+    return parts.hostname, port or (8883 if tls else 1883), tls
+
+
+def public_key_of(config: CameraConfig) -> bytes | None:
+    """The 32 bytes of the configured bundle key, or None. Raises OSError or ValueError where the file is no key."""
+    path = config.bundles.public_key_file
+    if path is None:
+        return None
+    raw = path.read_bytes()
+    text = raw.strip()
+    if re.fullmatch(rb"[0-9a-fA-F]{64}", text):
+        return bytes.fromhex(text.decode())
+    if len(raw) != 32:
+        raise ValueError(f"{path} holds no Ed25519 public key (32 bytes, or 64 hexadecimal digits)")
+    return raw

@@ -1,0 +1,153 @@
+"""From access units and originals to semantic packets: local decode, SMC encode, one packet per GOP. No threads."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from scene_edge.codec.errors import DecoderError
+from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
+from scene_edge.codec.planes import Planes
+from scene_edge.edge.semantics import SemanticEncoder
+
+FLAG_GOP_CUT = 1
+"""In a packet's flags: the GOP's later frames have no semantics; nothing more will come for them."""
+
+MAX_BODY_BYTES = 96_000
+"""A packet is closed before it grows past this; the message with header and topic stays below 128 KB."""
+
+
+@dataclass(slots=True)
+class StageTime:
+    """Wall time spent in a stage, over the frames that it took."""
+
+    frames: int = 0
+    total_ns: int = 0
+
+    def add(self, started_ns: int) -> None:
+        self.frames += 1
+        self.total_ns += time.perf_counter_ns() - started_ns
+
+    @property
+    def mean_ms(self) -> float:
+        return self.total_ns / self.frames / 1e6 if self.frames else 0.0
+
+
+@dataclass(slots=True)
+class _OpenPacket:
+    kind: int
+    first: AccessUnit
+    payloads: list[bytes] = field(default_factory=list)
+    body_bytes: int = 0
+
+
+class GopCoder:
+    """Takes every access unit of the stream in order, each with its original, and gives packets as they close.
+
+    After a gap in the numbers, or an error, the rest of that GOP is left without semantics (`lost` counts frames by
+    reason) and the next keyframe begins afresh: the server could not follow the state across a gap.
+    """
+
+    def __init__(
+        self,
+        encoder: SemanticEncoder,
+        *,
+        session_id: int,
+        width: int,
+        height: int,
+        frame_period_ns: int,
+        gop: int,
+        max_latency_ms: int | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._session_id = session_id
+        self._width, self._height = width, height
+        self._frame_period_ns = frame_period_ns
+        self._gop = gop
+        self._max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1_000_000
+        self._decoder = H264Decoder()
+        self._open: _OpenPacket | None = None
+        self._expected: int | None = None
+        self._in_gop = 0
+        self.lost: Counter[str] = Counter()
+        self.decode_time, self.encode_time = StageTime(), StageTime()
+
+    def push(self, unit: AccessUnit, original: Planes) -> list[SemanticPacket]:
+        """Code one frame. Raises EngineError if the network fails; the GOP is given up by then."""
+        out: list[SemanticPacket] = []
+        if unit.keyframe:
+            out += self._close(cut=self._in_gop > 0 and unit.frame_seq != self._expected)
+            self._expected, self._in_gop = unit.frame_seq, 0
+        if self._expected is None or unit.frame_seq != self._expected:
+            self.lost["gap"] += 1
+            self._expected = None
+            return out + self._close(cut=True)
+        lossy = self._decode(unit)
+        if lossy is None:
+            self._expected = None
+            return out + self._close(cut=True)
+        started_ns = time.perf_counter_ns()
+        try:
+            payload = self._encoder.encode(original, lossy, unit.keyframe)
+        except Exception:
+            # The caller decides what a failed network means; here the GOP ends, so that a later call starts clean.
+            self._expected = self._open = None
+            raise
+        self.encode_time.add(started_ns)
+        self._expected, self._in_gop = unit.frame_seq + 1, self._in_gop + 1
+        return out + self._append(unit, payload)
+
+    def flush(self) -> list[SemanticPacket]:
+        """The packet of a GOP that the end of the stream cut short."""
+        return self._close(cut=False)
+
+    def _decode(self, unit: AccessUnit) -> Planes | None:
+        started_ns = time.perf_counter_ns()
+        try:
+            pictures = self._decoder.decode(unit.data, unit.frame_seq)
+        except DecoderError:
+            self.lost["local_decode"] += 1
+            return None
+        self.decode_time.add(started_ns)
+        if len(pictures) != 1 or pictures[0][0] != unit.frame_seq:
+            self.lost["local_decode"] += 1
+            return None
+        return pictures[0][1]
+
+    def _append(self, unit: AccessUnit, payload: bytes) -> list[SemanticPacket]:
+        out: list[SemanticPacket] = []
+        if self._open is not None and self._open.body_bytes + len(payload) > MAX_BODY_BYTES:
+            out += self._close(cut=False)
+        if self._open is None:
+            self._open = _OpenPacket(KEY if unit.keyframe else DELTA, unit)
+        self._open.payloads.append(payload)
+        self._open.body_bytes += len(payload) + 3
+        span_ns = unit.capture_ns - self._open.first.capture_ns + self._frame_period_ns
+        late = self._max_latency_ns is not None and span_ns + self._frame_period_ns > self._max_latency_ns
+        if late or self._in_gop >= self._gop:
+            out += self._close(cut=False)
+        return out
+
+    def _close(self, *, cut: bool) -> list[SemanticPacket]:
+        if self._open is None:
+            return []
+        opened, self._open = self._open, None
+        return [
+            SemanticPacket(
+                kind=opened.kind,
+                codec_id=self._encoder.codec_id,
+                bundle_digest=self._encoder.bundle.short_digest,
+                session_id=self._session_id,
+                first_seq=opened.first.frame_seq,
+                capture_ns=opened.first.capture_ns,
+                width=self._width,
+                height=self._height,
+                frame_period_ns=self._frame_period_ns,
+                flags=FLAG_GOP_CUT if cut else 0,
+                quality=self._encoder.quality,
+                payloads=tuple(opened.payloads),
+            )
+        ]

@@ -1,0 +1,99 @@
+"""Opens SCENE and SMC for one picture size as the settings say, and says what could not be opened and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import ConfigError, SceneEdgeError
+from scene_edge.edge.config import CameraConfig, NetworkConfig, public_key_of
+from scene_edge.edge.scene import SceneFilter
+from scene_edge.edge.semantics import SemanticEncoder
+from scene_edge.inference.session import Session, open_session
+
+
+@dataclass(slots=True)
+class Networks:
+    """What runs beside the H.264 encoder. `degraded` holds a reason for each part that should run and does not, and
+    for each engine that is not the first choice."""
+
+    scene: SceneFilter | None = None
+    semantics: SemanticEncoder | None = None
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> dict[str, str]:
+        found = {"scene": self.scene.engine if self.scene else ""}
+        found["smc"] = self.semantics.engine if self.semantics else ""
+        return found
+
+    def close(self) -> None:
+        if self.scene is not None:
+            self.scene.close()
+        if self.semantics is not None:
+            self.semantics.close()
+
+
+def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool) -> Networks:
+    """SCENE and SMC for `width` x `height` luma samples.
+
+    `strict`: raise the error of whatever does not open. Otherwise the camera goes on without it and `degraded` says so.
+    """
+    networks = Networks()
+    degraded: list[str] = []
+    if config.scene.enabled:
+        try:
+            opener = _Opener(config, config.scene)
+            networks.scene = SceneFilter(opener.bundle, width, height, opener)
+            degraded += opener.fallbacks("scene")
+        except SceneEdgeError as error:
+            if strict:
+                raise
+            degraded.append(f"no scene: {error}")
+    if config.semantics.enabled:
+        try:
+            opener = _Opener(config, config.semantics)
+            networks.semantics = SemanticEncoder(opener.bundle, width, height, opener, quality=config.semantics.quality)
+            degraded += opener.fallbacks("smc")
+        except SceneEdgeError as error:
+            if strict:
+                networks.close()
+                raise
+            degraded.append(f"no semantics: {error}")
+    networks.degraded = tuple(degraded)
+    return networks
+
+
+def open_bundle(config: CameraConfig, name: str) -> Bundle:
+    """The bundle `name` as the settings want bundles checked. Raises BundleError, ConfigError for an unreadable key."""
+    try:
+        key = public_key_of(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
+    return Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
+
+
+class _Opener:
+    """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened."""
+
+    def __init__(self, config: CameraConfig, network: NetworkConfig) -> None:
+        self.bundle = open_bundle(config, network.bundle)
+        self._network = network
+        self._opened: list[Session] = []
+
+    def __call__(self, bundle: Bundle, graph: str, height: int, width: int) -> Session:
+        session = open_session(
+            bundle,
+            graph,
+            height=height,
+            width=width,
+            prefer=self._network.engines,
+            precision=self._network.precision,
+            threads=self._network.threads,
+        )
+        self._opened.append(session)
+        return session
+
+    def fallbacks(self, part: str) -> list[str]:
+        found = {reason for session in self._opened for reason in session.fallbacks}
+        return [f"{part}: {reason}" for reason in sorted(found)]

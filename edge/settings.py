@@ -1,0 +1,227 @@
+"""Reads a camera's settings: profile, then file, then environment, then --set; every error names file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scene_edge.codec.errors import ConfigError
+from scene_edge.edge.board import detect_profile
+from scene_edge.edge.config import PROFILES, CameraConfig
+
+ENVIRONMENT_PREFIX = "SCENE_EDGE_"
+MAX_CONFIG_BYTES = 1 << 20
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One origin of settings: a tree of values, and where each key was written ("camera.yaml:12")."""
+
+    values: dict[str, Any]
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+
+def load_config(
+    profile: str = "auto",
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> CameraConfig:
+    """The settings of a camera. `overrides` are "section.key=value"; raises ConfigError for anything unknown.
+
+    >>> load_config("cpu", overrides=["video.crf=30"], environment={}).video.crf
+    30
+    """
+    layers = [profile_layer(profile)]
+    if file is not None:
+        layers.append(file_layer(file))
+    layers.append(environment_layer(os.environ if environment is None else environment))
+    layers.append(override_layer(overrides))
+    values: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
+    for layer in layers:
+        _merge(values, layer.values)
+        origins.update(layer.origins)
+    return _validated(values, origins)
+
+
+def resolve_profile(name: str) -> str:
+    """`auto` becomes the profile of this board; any other shipped name stays. Raises ConfigError for the rest."""
+    if name not in PROFILES:
+        raise ConfigError("no such profile", got=name, allowed=", ".join(PROFILES), hint="See: scene-edge profiles")
+    return detect_profile() if name == "auto" else name
+
+
+def profile_layer(name: str) -> Layer:
+    resolved = resolve_profile(name)
+    text = profile_text(resolved)
+    layer = _parse_yaml(text, f"profile {resolved}")
+    layer.values["profile"] = resolved
+    return layer
+
+
+def profile_text(name: str) -> str:
+    """The commented YAML of a shipped profile."""
+    return resources.files("scene_edge.edge").joinpath("profiles", f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def file_layer(path: Path) -> Layer:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}", got=error.strerror, hint="Check the path.") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is too large", got=f"{len(raw)} bytes", allowed=f"{MAX_CONFIG_BYTES}")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text", got=f"byte {error.start}") from error
+    return _parse_yaml(text, str(path))
+
+
+def environment_layer(environment: Mapping[str, str]) -> Layer:
+    """SCENE_EDGE_VIDEO__CRF=30 sets video.crf. Names outside our sections belong to somebody else and stay alone."""
+    layer = Layer({})
+    for name in sorted(environment):
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        path = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
+        nested = path[0] in CameraConfig.model_fields and (len(path) > 1) == _is_section(path[0])
+        if nested and path[0] != "profile":
+            _place(layer, path, _scalar(environment[name], name), name)
+    return layer
+
+
+def override_layer(overrides: Iterable[str]) -> Layer:
+    layer = Layer({})
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            raise ConfigError("--set wants key=value", got=text, hint="For example: --set video.crf=28")
+        _place(layer, path, _scalar(value, f"--set {key}"), f"--set {key}")
+    return layer
+
+
+def validate_file(path: Path) -> CameraConfig:
+    """A configuration file alone, on the profile that it names (else cpu). Raises ConfigError with the line."""
+    layer = file_layer(path)
+    name = layer.values.get("profile", "cpu")
+    if not isinstance(name, str):
+        raise ConfigError(f"{path}: profile must be a name", got=name, allowed=", ".join(PROFILES))
+    base = profile_layer(name)
+    _merge(base.values, {key: value for key, value in layer.values.items() if key != "profile"})
+    base.origins.update(layer.origins)
+    return _validated(base.values, base.origins)
+
+
+def json_schema() -> str:
+    """JSON schema of a configuration file, for editors."""
+    schema = CameraConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "scene-edge camera"
+    return json.dumps(schema, indent=2)
+
+
+def _is_section(name: str) -> bool:
+    annotation = CameraConfig.model_fields[name].annotation
+    return hasattr(annotation, "model_fields")
+
+
+def _scalar(text: str, origin: str) -> Any:
+    """A value as YAML would read it, so that true, 3 and [a, b] mean what they mean in a file."""
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not a YAML value", got=text) from error
+
+
+def _place(layer: Layer, path: KeyPath, value: Any, origin: str) -> None:
+    tree = layer.values
+    for part in path[:-1]:
+        inner = tree.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{origin}: {part} is a value, not a section", got=inner)
+        tree = inner
+    tree[path[-1]] = value
+    layer.origins[path] = origin
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        mine = base.get(key)
+        if isinstance(mine, dict) and isinstance(value, dict):
+            _merge(mine, value)
+        else:
+            base[key] = value
+
+
+def _parse_yaml(text: str, name: str) -> Layer:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"{where}: not valid YAML", got=getattr(error, "problem", None) or str(error)) from error
+    if root is None:
+        return Layer({})
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{name}:1: a configuration is a mapping of sections", got=root.tag.rpartition(":")[2])
+    origins: dict[KeyPath, str] = {}
+    _walk(root, (), name, origins)
+    values = yaml.safe_load(text)
+    return Layer({str(key): value for key, value in values.items()}, origins)
+
+
+def _walk(node: yaml.MappingNode, above: KeyPath, name: str, origins: dict[KeyPath, str]) -> None:
+    for key, value in node.value:
+        path = (*above, str(key.value))
+        where = f"{name}:{key.start_mark.line + 1}"
+        if path in origins:
+            raise ConfigError(f"{where}: {'.'.join(path)} is set twice", got=f"first at {origins[path]}")
+        origins[path] = where
+        if isinstance(value, yaml.MappingNode):
+            _walk(value, path, name, origins)
+
+
+def _validated(values: dict[str, Any], origins: Mapping[KeyPath, str]) -> CameraConfig:
+    try:
+        return CameraConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = tuple(str(part) for part in first["loc"])
+        origin = next(
+            (origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), "configuration"
+        )
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        got = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
+        secret = path[-1] == "password"
+        raise ConfigError(
+            f"{origin}: {'.'.join(path)}: {_reason(first)}{more}",
+            got=None if secret or got is None else got,
+            allowed=_allowed_keys(path) if first["type"] == "extra_forbidden" else None,
+            hint="See: scene-edge validate --schema",
+        ) from error
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such key"
+    return str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+
+
+def _allowed_keys(path: KeyPath) -> str:
+    model: Any = CameraConfig
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation
+    return ", ".join(model.model_fields)
