@@ -25,7 +25,11 @@ from scene_edge.codec.planes import U8, Planes, pack
 CRFS = (27, 31, 35, 39, 43, 47)
 """The useful range of x264 in front of a machine: from hardly any loss to persons melting into the wall."""
 
-X264_OPTIONS = {"preset": "superfast", "tune": "zerolatency", "x264-params": "keyint=30:min-keyint=30:scenecut=0:bframes=0"}
+X264_OPTIONS = {
+    "preset": "superfast",
+    "tune": "zerolatency",
+    "x264-params": "keyint=30:min-keyint=30:scenecut=0:bframes=0",
+}
 """What the camera uses (see the profiles): a network must meet the codec that it will live with."""
 
 
@@ -73,7 +77,10 @@ def x264_round_trip(frames: list[Planes], crf: int, fps: float = 25.0) -> tuple[
 
 
 def build_cache(config: DataConfig, cache: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Decode, scale and compress all training clips once; returns the cache's folder. Raises ConfigError without clips."""
+    """Decode, scale and compress all training clips once; returns the cache.
+
+    Raises ConfigError without clips.
+    """
     key = hashlib.sha256(repr((config, X264_OPTIONS)).encode()).hexdigest()[:12]
     folder = cache / f"clips-{key}"
     if (folder / "index.json").exists():
@@ -146,7 +153,10 @@ class ClipSampler:
             {name: np.load(folder / f"{entry['number']:03d}.{name}.npy", mmap_mode="r") for name in names}
             for entry in self.entries
         ]
-        usable = [entry["frames"] >= length and min(a["original"].shape[1:3]) >= self.size for entry, a in zip(self.entries, self.arrays, strict=True)]
+        usable = [
+            entry["frames"] >= length and min(a["original"].shape[1:3]) >= self.size
+            for entry, a in zip(self.entries, self.arrays, strict=True)
+        ]
         weights = np.array([np.sqrt(a["original"].size) * ok for a, ok in zip(self.arrays, usable, strict=True)])
         if not weights.any():
             raise ConfigError("every clip is smaller than the crop", got=f"crop of {size}", hint="Use a smaller crop.")

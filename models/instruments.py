@@ -47,7 +47,9 @@ class OnnxFeatures(nn.Module):
         self.nodes = _needed(list(graph.node), set(outputs))
         unknown = {node.op_type for node in self.nodes} - set(_OPERATORS)
         if unknown:
-            raise UsageError(f"{path} uses operators not understood here", got=sorted(unknown), allowed=sorted(_OPERATORS))
+            raise UsageError(
+                f"{path} uses operators not understood here", got=sorted(unknown), allowed=sorted(_OPERATORS)
+            )
         self.attributes = [_attributes(node) for node in self.nodes]
         for node in self.nodes:  # channels-last weights make bf16 on a CPU several times faster
             if node.op_type == "Conv":
@@ -75,7 +77,13 @@ def _conv(arguments: list[Any], attributes: dict[str, Any]) -> Tensor:
     x, weight, *bias = arguments
     pads = attributes.get("pads", [0, 0, 0, 0])
     return F.conv2d(
-        x, weight, bias[0] if bias else None, attributes["strides"], pads[:2], attributes["dilations"], attributes["group"]
+        x,
+        weight,
+        bias[0] if bias else None,
+        attributes["strides"],
+        pads[:2],
+        attributes["dilations"],
+        attributes["group"],
     )
 
 
@@ -83,7 +91,9 @@ def _slice(arguments: list[Any], attributes: dict[str, Any]) -> Tensor:
     x, starts, ends, axes, steps = (*arguments, None)[:5]
     index = [slice(None)] * x.dim()
     for place, axis in enumerate(axes.tolist()):
-        index[axis] = slice(int(starts[place]), int(min(ends[place], x.shape[axis])), int(steps[place]) if steps is not None else 1)
+        index[axis] = slice(
+            int(starts[place]), int(min(ends[place], x.shape[axis])), int(steps[place]) if steps is not None else 1
+        )
     return x[tuple(index)]
 
 

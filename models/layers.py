@@ -1,4 +1,4 @@
-"""Building blocks that every network for the camera shares: packed pictures in and out, ReLU convolutions, causal state.
+"""Building blocks of every network for the camera: packed pictures in and out, ReLU convolutions, causal state.
 
 Only operations that all engines quantise well: 4-D tensors, 3x3 and 1x1 convolutions, ReLU, addition,
 concatenation, nearest upsampling. No transposed convolution, no GDN, no normalisation.
@@ -31,6 +31,13 @@ def packed_to_bgr(picture: Tensor) -> Tensor:
     green = luma - 0.391762 * u - 0.812968 * v
     red = luma + 1.596027 * v
     return torch.cat([blue, green, red], 1).clamp(0.0, 255.0)
+
+
+def start_at_zero(layer: nn.Conv2d) -> None:
+    """Zero weights and biases: a residual branch that at first adds nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:

@@ -77,7 +77,9 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise FormatError(
-                f"cannot resume from {self.state_path}", got=str(error).splitlines()[0], hint="Use --no-resume to start afresh."
+                f"cannot resume from {self.state_path}",
+                got=str(error).splitlines()[0],
+                hint="Use --no-resume to start afresh.",
             ) from error
         self.average, self.seconds, self.steps = state["average"], state["seconds"], state["steps"]
 
@@ -126,7 +128,9 @@ class Trainer:
     def _log(self) -> Any:
         return (self.config.out / "log.jsonl").open("a", encoding="utf-8")
 
-    def _one(self, step: Callable[[Progressed], tuple[torch.Tensor, dict[str, float]]], fraction: float) -> dict[str, float]:
+    def _one(
+        self, step: Callable[[Progressed], tuple[torch.Tensor, dict[str, float]]], fraction: float
+    ) -> dict[str, float]:
         cosine = 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(fraction * torch.pi))))
         rate = self.config.learning_rate * min(1.0, fraction / 0.01 + 0.02) * cosine
         for group in self.optimiser.param_groups:

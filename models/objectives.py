@@ -1,4 +1,4 @@
-"""What training minimises: the distance of two pictures in a frozen detector's eyes, in samples, and bits of latents."""
+"""What training minimises: the distance of two pictures in a frozen detector's eyes, and the bits of latents."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ class LatentPrior(nn.Module):
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Structural similarity of two pictures [B, C, h, w] in 0..1 over 8x8 boxes: [B]."""
+
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 8, 4)
 

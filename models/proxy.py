@@ -45,7 +45,11 @@ class CodecProxy(nn.Module):
         bits = torch.zeros(frames[0].shape[0], device=frames[0].device)
         previous: list[Tensor] | None = None
         for frame in frames:
-            planes = [F.pixel_shuffle(frame[:, :16], 4), F.pixel_shuffle(frame[:, 16:20], 2), F.pixel_shuffle(frame[:, 20:], 2)]
+            planes = [
+                F.pixel_shuffle(frame[:, :16], 4),
+                F.pixel_shuffle(frame[:, 16:20], 2),
+                F.pixel_shuffle(frame[:, 20:], 2),
+            ]
             rebuilt = []
             for index, plane in enumerate(planes):
                 out, cost = self._plane(plane, previous[index] if previous else None, step)
@@ -53,7 +57,14 @@ class CodecProxy(nn.Module):
                 bits = bits + cost
             previous = rebuilt
             decoded.append(
-                torch.cat([F.pixel_unshuffle(rebuilt[0], 4), F.pixel_unshuffle(rebuilt[1], 2), F.pixel_unshuffle(rebuilt[2], 2)], 1)
+                torch.cat(
+                    [
+                        F.pixel_unshuffle(rebuilt[0], 4),
+                        F.pixel_unshuffle(rebuilt[1], 2),
+                        F.pixel_unshuffle(rebuilt[2], 2),
+                    ],
+                    1,
+                )
             )
         return decoded, bits
 

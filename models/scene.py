@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scene_edge.models.layers import conv, from_packed, to_packed
+from scene_edge.models.layers import conv, from_packed, start_at_zero, to_packed
 
 THUMB = (18, 32)
 """Packed rows and columns of the thumbnail: 128 x 72 luma samples."""
@@ -66,7 +66,7 @@ class ScenePrior(nn.Module):
         self.head = conv(config.embedding, config.coefficients, 1)
         with torch.no_grad():  # at first every scene gets the plain sum of the base kernels, at unit variance
             self.head.weight.mul_(0.1)
-            self.head.bias.fill_(config.bases**-0.5)
+            self.head.bias.fill_(config.bases**-0.5)  # type: ignore[union-attr]
 
     def forward(self, thumb: Tensor) -> Tensor:
         x = F.relu(self.body(F.relu(self.stem(thumb - 0.5))))
@@ -86,8 +86,7 @@ class SceneNet(nn.Module):
         self.assembled = nn.ModuleList(AssembledConv(config.width, config.bases) for _ in range(config.blocks))
         self.plain = nn.ModuleList(conv(config.width, config.width) for _ in range(config.blocks))
         self.head = conv(config.width, 24)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)
 
     def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
         feature = F.relu(self.stem(x - 0.5))
@@ -95,7 +94,8 @@ class SceneNet(nn.Module):
         for index, (assembled, plain) in enumerate(zip(self.assembled, self.plain, strict=True)):
             part = coefficients[:, index * size : (index + 1) * size]
             feature = F.relu(feature + plain(F.relu(assembled(feature, part))))
-        return x + self.head(feature)
+        out: Tensor = x + self.head(feature)
+        return out
 
 
 class SceneFilterGraph(nn.Module):

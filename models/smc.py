@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, to_packed
+from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, start_at_zero, to_packed
 
 STRIDE = 16
 """Luma samples between two semantic positions, in each direction."""
@@ -109,8 +109,7 @@ class FNet(nn.Module):
         self.up4 = conv(eighth, quarter)
         self.body4 = ResBlock(quarter)
         self.head = conv(quarter, 24)
-        nn.init.zeros_(self.head.weight)  # at first the fused picture is the lossy one
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)  # at first the fused picture is the lossy one
 
     def forward(self, lossy: Tensor, semantic: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x4 = F.relu(self.stem(lossy - 0.5))

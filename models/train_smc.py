@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scene_edge.codec.planes import U8
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import conv, from_packed
 from scene_edge.models.loop import Progressed, RunConfig, Trainer, autocast, device
@@ -58,7 +59,7 @@ class SmcTraining:
     def __init__(self, config: SmcRun, folder: Path) -> None:
         self.config = config
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
-        self.model = Smc(config.smc).to(device(), memory_format=torch.channels_last)
+        self.model = Smc(config.smc).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = SmcObjective(config).to(device())
         self.machine = MachineDistance(config.data / config.instrument).to(device())
         self.trainer = Trainer(config, self.model, self.objective)
@@ -71,8 +72,8 @@ class SmcTraining:
         points = []
         for crf in self.sampler.crfs:
             batch = self.sampler.sample(8, crf)
-            original = from_packed(torch.from_numpy(batch.original[:, -1]).to(device()))
-            lossy = from_packed(torch.from_numpy(batch.lossy[:, -1]).to(device()))
+            original = _pictures(batch.original[:, -1])
+            lossy = _pictures(batch.lossy[:, -1])
             with autocast():
                 seen, truth = self.machine.features(lossy), self.machine.features(original)
             loss = self.config.machine_weight * self.machine.distance(seen, truth)
@@ -83,8 +84,6 @@ class SmcTraining:
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         batch = self.sampler.sample(config.batch)
-        original = from_packed(torch.from_numpy(batch.original).to(device()).flatten(0, 1)).unflatten(0, (config.batch, -1))
-        lossy = from_packed(torch.from_numpy(batch.lossy).to(device()).flatten(0, 1)).unflatten(0, (config.batch, -1))
         video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
         kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float()
         quantised = progress.fraction > 0.2
@@ -94,7 +93,8 @@ class SmcTraining:
         total, figures = torch.zeros((), device=device()), {"pixel": 0.0, "machine": 0.0, "semantic": 0.0, "share": 0.0}
         for index in range(config.length):
             graded = index > 0 or config.length == 1
-            terms, previous = self._frame(original[:, index], lossy[:, index], states, previous, kept, quantised, graded)
+            pair = _pictures(batch.original[:, index]), _pictures(batch.lossy[:, index])
+            terms, previous = self._frame(*pair, states, previous, kept, quantised, graded)
             share = (terms["bits"] / video_bits * kept[:, 0, 0, 0]).mean()
             loss = config.sample_weight * terms["pixel"] + config.semantic_weight * terms["semantic"]
             total = total + loss + config.machine_weight * terms["machine"] + price * share
@@ -150,10 +150,12 @@ class SmcTraining:
                 states = model.states(8, self.config.crop // 4, self.config.crop // 4)
                 previous = None
                 for index in range(self.config.length):
-                    original = from_packed(torch.from_numpy(batch.original[:, index]).to(device()))
-                    lossy = from_packed(torch.from_numpy(batch.lossy[:, index]).to(device()))
+                    original = _pictures(batch.original[:, index])
+                    lossy = _pictures(batch.lossy[:, index])
                     mask = torch.full((8, 1, 1, 1), kept, device=device())
-                    terms, previous = self._frame(original, lossy, states, previous, mask, True, index == self.config.length - 1)
+                    terms, previous = self._frame(
+                        original, lossy, states, previous, mask, True, index == self.config.length - 1
+                    )
                 sums["fused" if kept else "fused_without_latent"] += float(terms["machine"]) / batches
             video_bits = torch.from_numpy(batch.video_bpp).to(device()) * self.config.crop**2
             sums["share"] += float((terms["bits"] / video_bits).mean()) / batches
@@ -163,10 +165,13 @@ class SmcTraining:
         return {key: round(value, 4) for key, value in sums.items()}
 
 
+def _pictures(packed: U8) -> Tensor:
+    """Packed u8 [B, h, w, 24] as a float batch on the training device."""
+    return from_packed(torch.from_numpy(np.ascontiguousarray(packed)).to(device()))
+
+
 def torch_seeded(seed: int) -> Any:
     """Seed torch, and return numpy's generator for the same seed."""
-    import numpy as np
-
     torch.manual_seed(seed)
     return np.random.default_rng(seed)
 

@@ -1,0 +1,63 @@
+"""`scene-edge train`: the training runs as commands, time-boxed and resumable."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scene_edge.codec.errors import ConfigError
+
+
+class Trainable(str, Enum):
+    """What can be trained."""
+
+    scene = "scene"
+    smc = "smc"
+    detector = "detector"
+    action = "action"
+
+
+def train(
+    model: Annotated[Trainable, typer.Argument(help="Which network.")],
+    data: Annotated[Path, typer.Option(help="Folder with train/ clips and models/ instruments.")] = Path(
+        "../shared/data"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MODEL.")] = None,
+    max_minutes: Annotated[float, typer.Option(min=0.01, help="Time box, counted over all resumed parts.")] = 60.0,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of data order and weights.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+) -> None:
+    """Train a network on real clips; interrupt it and start it again as you like.
+
+    Example: scene-edge train smc --data ../shared/data --max-minutes 120
+    """
+    out = out or Path("runs") / model.value
+    if not data.is_dir():
+        raise ConfigError("no such data folder", got=str(data), hint="Give --data a folder with train/ and models/.")
+    record = _trainer(model)(data=data, out=out, max_minutes=max_minutes, resume=resume, seed=seed, threads=threads)
+    (out / "record.json").write_text(json.dumps(record, indent=1))
+    typer.echo(json.dumps(record, indent=1))
+
+
+def _trainer(model: Trainable) -> Any:
+    """The training function of a model, as `run(**settings) -> record`; imports only what it needs."""
+    if model is Trainable.scene:
+        from scene_edge.models import train_scene
+
+        return lambda **settings: train_scene.train(train_scene.SceneRun(**settings))
+    if model is Trainable.smc:
+        from scene_edge.models import train_smc
+
+        return lambda **settings: train_smc.train(train_smc.SmcRun(**settings))
+    if model is Trainable.detector:
+        from scene_edge.models import train_detector
+
+        return lambda **settings: train_detector.train(train_detector.DetectorRun(**settings))
+    from scene_edge.models import train_action
+
+    return lambda **settings: train_action.train(train_action.ActionRun(**settings))

@@ -1,0 +1,205 @@
+"""From a trained checkpoint to the graphs that are exported: modules, example inputs, calibration, tables, record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from torch import nn
+
+from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.latents import LatentTables
+from scene_edge.codec.planes import ALIGN
+from scene_edge.models.data import ClipSampler, DataConfig, build_cache
+from scene_edge.models.layers import from_packed
+from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
+from scene_edge.models.smc import STRIDE, Smc, SmcConfig, SmcDecoder, SmcEncoder
+from scene_edge.models.train_scene import thumbnail
+
+Sample = dict[str, NDArray[Any]]
+
+LITERT_SIZES = ((96, 160), (136, 240))
+"""Packed sizes for which fixed-shape artefacts are made: 640x360 and 960x540, padded."""
+
+
+@dataclass
+class GraphExport:
+    """One graph of a bundle: `module(*inputs) -> outputs`, in the order in which they are named."""
+
+    module: nn.Module
+    inputs: list[tuple[str, NDArray[Any]]]
+    outputs: list[str]
+    calibration: list[Sample]
+    litert_shapes: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+
+
+@dataclass
+class BundleExport:
+    """Everything of a bundle that the model knows; `quantize` adds artefacts, goldens and reports."""
+
+    name: str
+    kind: str
+    graphs: dict[str, GraphExport]
+    parameters: dict[str, Any]
+    training: dict[str, Any]
+    extra_files: dict[str, bytes]
+
+
+def load_average(run: Path, model: nn.Module) -> dict[str, Any]:
+    """Load the averaged weights of a training run into `model`; returns the run's record."""
+    state_path, record_path = run / "state.pt", run / "record.json"
+    if not state_path.exists():
+        raise ConfigError(
+            "no checkpoint there", got=str(run), hint="Train first: scene-edge train smc --out runs/smc-s"
+        )
+    state = torch.load(state_path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["average"])
+    model.eval()
+    record: dict[str, Any] = json.loads(record_path.read_text()) if record_path.exists() else {}
+    return {"steps": state["steps"], "minutes": round(state["seconds"] / 60, 1), **record}
+
+
+def _sequences(folder: Path, seed: int, count: int, length: int) -> list[dict[str, NDArray[np.uint8]]]:
+    """Whole pictures (padded to ALIGN) of consecutive frames: `original` and `lossy`, each [T, h, w, 24]."""
+    sampler = ClipSampler(folder, seed, length=length)
+    chosen = []
+    for number in range(count):
+        index = int(sampler.random.choice(len(sampler.arrays), p=sampler.weights))
+        clip, crf = sampler.arrays[index], sampler.crfs[number % len(sampler.crfs)]
+        start = int(sampler.random.integers(clip["original"].shape[0] - length + 1))
+        pair = {
+            key: np.array(clip[name][start : start + length])
+            for key, name in (("original", "original"), ("lossy", f"crf{crf}"))
+        }
+        chosen.append({key: _aligned(picture) for key, picture in pair.items()})
+    return chosen
+
+
+def _aligned(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grid = ALIGN // 4
+    pad = [(-side) % grid for side in pictures.shape[1:3]]
+    return np.pad(pictures, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
+
+
+@torch.no_grad()
+def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, length: int = 10) -> BundleExport:
+    """SMC's two graphs, with calibration on real states and latents and integer tables fitted to real latents."""
+    model = Smc(SmcConfig())
+    record = load_average(run, model)
+    folder = build_cache(DataConfig(data), cache)
+    encoder, decoder = SmcEncoder(model), SmcDecoder(model)
+    encoder_samples: list[Sample] = []
+    decoder_samples: list[Sample] = []
+    gops = []
+    for sequence in _sequences(folder, 11, sequences, length):
+        latents = []
+        states = model.states(1, *sequence["original"].shape[1:3])
+        for index, (original, lossy) in enumerate(zip(sequence["original"], sequence["lossy"], strict=True)):
+            x, seen = torch.from_numpy(original[None]), torch.from_numpy(lossy[None])
+            latent, next_sem, next_lossy = encoder(x, seen, states["sem"], states["lossy"])
+            z = latent.round()
+            if index in (0, 1, 5):
+                given = {"x": x, "lossy": seen, "state_sem": states["sem"], "state_lossy": states["lossy"]}
+                encoder_samples.append({key: value.numpy() for key, value in given.items()})
+                given = {"lossy": seen, "latent": z, "state_lossy": states["lossy"], "state_fuse": states["fuse"]}
+                decoder_samples.append({key: value.numpy() for key, value in given.items()})
+            _, _, next_fuse = decoder(seen, z, states["lossy"], states["fuse"])
+            states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
+            latents.append(z[0].numpy().astype(np.int16))
+        gops.append(np.stack(latents))
+    tables = LatentTables.fit(gops)
+    estimated = sum(tables.estimate_bits(gop) for gop in gops) / (len(gops) * length)
+    parameters = {
+        "channels": model.config.latent,
+        "stride": STRIDE,
+        "max_abs": tables.max_abs,
+        "tables": "tables.safetensors",
+        "quality_steps": [1.0],
+        "config": model.config.as_dict(),
+        "mean_bits_per_frame": round(estimated, 1),
+    }
+    sizes = [{"rows": rows, "columns": columns} for rows, columns in LITERT_SIZES]
+    graphs = {
+        "encoder": GraphExport(
+            encoder,
+            list(encoder_samples[1].items()),
+            ["latent", "next_sem", "next_lossy"],
+            encoder_samples,
+            [_smc_shapes(model, "encoder", **size) for size in sizes],
+        ),
+        "decoder": GraphExport(
+            decoder,
+            list(decoder_samples[1].items()),
+            ["fused", "next_lossy", "next_fuse"],
+            decoder_samples,
+            [_smc_shapes(model, "decoder", **size) for size in sizes],
+        ),
+    }
+    extra = {"tables.safetensors": save(tables.to_tensors()), "weights.safetensors": _weights(model)}
+    return BundleExport("smc-s", "smc", graphs, parameters, record, extra)
+
+
+def _smc_shapes(model: Smc, graph: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    states = {f"state_{key}": tuple(value.shape) for key, value in model.states(1, rows, columns).items()}
+    picture = (1, rows, columns, 24)
+    if graph == "encoder":
+        return {"x": picture, "lossy": picture, "state_sem": states["state_sem"], "state_lossy": states["state_lossy"]}
+    latent = (1, model.config.latent, rows // 4, columns // 4)
+    return {
+        "lossy": picture,
+        "latent": latent,
+        "state_lossy": states["state_lossy"],
+        "state_fuse": states["state_fuse"],
+    }
+
+
+@torch.no_grad()
+def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> BundleExport:
+    """SCENE's two graphs: the filter of each frame, and the prior that sets its coefficients."""
+    model = SceneNet(SceneConfig())
+    record = load_average(run, model)
+    folder = build_cache(DataConfig(data), cache)
+    prior, thumbs, frames = ScenePriorGraph(model), [], []
+    for sequence in _sequences(folder, 13, sequences, 1):
+        picture = torch.from_numpy(sequence["original"])
+        thumb = (thumbnail(from_packed(picture)) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        thumbs.append({"thumb": thumb.numpy()})
+        frames.append({"x": picture.numpy(), "coefficients": prior(thumb).numpy()})
+    coefficients = (1, model.config.coefficients, 1, 1)
+    shapes: list[dict[str, tuple[int, ...]]] = [
+        {"x": (1, rows, columns, 24), "coefficients": coefficients} for rows, columns in LITERT_SIZES
+    ]
+    graphs = {
+        "filter": GraphExport(SceneFilterGraph(model), list(frames[0].items()), ["y"], frames, shapes),
+        "prior": GraphExport(prior, list(thumbs[0].items()), ["coefficients"], thumbs, [{"thumb": (1, *THUMB, 24)}]),
+    }
+    parameters = {
+        "grid": 4,
+        "prior_period_ms": 1000,
+        "prior_size": [THUMB[0] * 4, THUMB[1] * 4],
+        "config": model.config.as_dict(),
+    }
+    return BundleExport("scene-s", "scene", graphs, parameters, record, {"weights.safetensors": _weights(model)})
+
+
+def _weights(model: nn.Module) -> bytes:
+    """All weights in half precision: enough to go on training from, half the size."""
+    return save({key: value.half().numpy() for key, value in model.state_dict().items()})
+
+
+EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {"smc-s": smc_export, "scene-s": scene_export}
+"""Model name -> its export."""
+
+
+def build_export(name: str, run: Path, data: Path, cache: Path) -> BundleExport:
+    """The export of a trained model by name. Raises ConfigError for a name or checkpoint that is not there."""
+    if name not in EXPORTS:
+        raise ConfigError("no such model to export", got=name, allowed=", ".join(sorted(EXPORTS)))
+    return EXPORTS[name](run, data, cache)

@@ -1,0 +1,155 @@
+"""Objectives against oracles, the codec proxy's sanity, and a run that resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from scene_edge.codec.errors import ConfigError, FormatError, UsageError  # noqa: E402
+from scene_edge.models.instruments import OnnxFeatures  # noqa: E402
+from scene_edge.models.loop import Progressed, RunConfig, Trainer  # noqa: E402
+from scene_edge.models.objectives import LatentPrior, rate_slope, ssim  # noqa: E402
+from scene_edge.models.proxy import CodecProxy, dct_matrix, quantiser_step  # noqa: E402
+from scene_edge.models.registry import build_export  # noqa: E402
+from scene_edge.models.train_scene import thumbnail  # noqa: E402
+
+
+def test_dct_is_orthonormal() -> None:
+    matrix = dct_matrix()
+    assert torch.allclose(matrix @ matrix.T, torch.eye(8), atol=1e-5)
+
+
+def test_step_doubles_every_six() -> None:
+    assert quantiser_step(0) == 0.625
+    assert quantiser_step(30) == pytest.approx(2 * quantiser_step(24))
+
+
+def test_proxy_spends_less_and_distorts_more_at_higher_qp() -> None:
+    proxy = CodecProxy()
+    frames = [torch.rand(2, 24, 8, 8, generator=torch.Generator().manual_seed(1))] * 2
+    fine, fine_bits = proxy(frames, 24)
+    coarse, coarse_bits = proxy(frames, 42)
+    assert bool((coarse_bits < fine_bits).all())
+    assert float((coarse[0] - frames[0]).abs().mean()) > float((fine[0] - frames[0]).abs().mean())
+
+
+def test_proxy_predicts_a_still_picture_from_the_frame_before() -> None:
+    proxy = CodecProxy()
+    frame = torch.rand(1, 24, 8, 8, generator=torch.Generator().manual_seed(2))
+    _, once = proxy([frame], 30)
+    _, twice = proxy([frame, frame], 30)
+    assert float(twice) < 1.5 * float(once)
+
+
+def test_proxy_lets_gradients_through_rounding() -> None:
+    frame = torch.rand(1, 24, 8, 8).requires_grad_()
+    decoded, bits = CodecProxy()([frame], 30)
+    (decoded[0].sum() + bits.sum()).backward()
+    assert frame.grad is not None
+    assert bool(frame.grad.abs().sum() > 0)
+
+
+def test_latent_prior_matches_the_logistic_written_out() -> None:
+    prior = LatentPrior(2)
+    latent = torch.tensor([[[[0.0, 3.0]], [[-1.0, 2.0]]]])
+    scale = math.exp(-0.5)
+
+    def likelihood(x: float) -> float:
+        return 1 / (1 + math.exp(-(x + 0.5) / scale)) - 1 / (1 + math.exp(-(x - 0.5) / scale))
+
+    expected = -sum(math.log2(likelihood(x)) for x in (0.0, 3.0, -1.0, 2.0))
+    assert float(prior.bits(latent, None).detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(prior.bits(latent, torch.full_like(latent, 5)).detach()) != pytest.approx(expected, rel=1e-2)
+
+
+def test_ssim_of_a_picture_with_itself_is_one() -> None:
+    picture = torch.rand(2, 1, 32, 32)
+    assert torch.allclose(ssim(picture, picture), torch.ones(2), atol=1e-5)
+    assert bool((ssim(picture, picture.flip(3)) < 0.9).all())
+
+
+def test_rate_slope_recovers_a_line() -> None:
+    points = [(bits, 3.0 - 0.4 * math.log(bits)) for bits in (0.01, 0.02, 0.08)]
+    assert rate_slope(points) == pytest.approx(0.4)
+
+
+def test_thumbnail_averages_areas() -> None:
+    picture = torch.full((1, 24, 36, 64), 0.25)
+    picture[:, 16:20] = 0.5
+    thumb = thumbnail(picture)
+    assert thumb.shape == (1, 24, 18, 32)
+    assert torch.allclose(thumb[:, :16], torch.tensor(0.25))
+    assert torch.allclose(thumb[:, 16:20], torch.tensor(0.5))
+
+
+def tiny_onnx(path: Path, operator: str = "Sigmoid") -> None:
+    weight = onnx.numpy_helper.from_array(np.random.default_rng(3).normal(size=(4, 3, 3, 3)).astype(np.float32), "w")
+    nodes = [
+        onnx.helper.make_node(
+            "Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], dilations=[1, 1], group=1
+        ),
+        onnx.helper.make_node(operator, ["c"], ["s"]),
+        onnx.helper.make_node("Mul", ["c", "s"], ["y"]),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "tiny", values[:1], values[1:], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), str(path))
+
+
+def test_instrument_equals_its_onnx(tmp_path: Path) -> None:
+    tiny_onnx(tmp_path / "tiny.onnx")
+    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator(str(tmp_path / "tiny.onnx"))
+    x = np.random.default_rng(4).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    (expected,) = reference.run(None, {"x": x})
+    (got,) = OnnxFeatures(tmp_path / "tiny.onnx", ["y"])(torch.from_numpy(x))
+    assert np.allclose(got.numpy(), expected, atol=1e-5)
+
+
+def test_instrument_refuses_operators_it_does_not_know(tmp_path: Path) -> None:
+    tiny_onnx(tmp_path / "tiny.onnx", "Erf")
+    with pytest.raises(UsageError, match="Erf"):
+        OnnxFeatures(tmp_path / "tiny.onnx", ["y"])
+
+
+def toy_run(out: Path, minutes: float) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(RunConfig(data=out, out=out, max_minutes=minutes), torch.nn.Linear(2, 1))
+
+
+def test_training_resumes_with_steps_average_and_log(tmp_path: Path) -> None:
+    first = toy_run(tmp_path, 0.002)
+
+    def step(progress: Progressed, trainer: Trainer = first) -> tuple[torch.Tensor, dict[str, float]]:
+        return (trainer.model(torch.ones(4, 2)) - 1).square().mean(), {}
+
+    record = first.run(step)
+    assert record["steps"] == first.steps > 0
+    again = toy_run(tmp_path, 0.004)
+    assert again.steps == first.steps
+    for key, value in first.average.items():
+        assert torch.equal(again.average[key], value)
+    for line in (tmp_path / "log.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
+    toy_run(tmp_path, 0.0).save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["trained"] = {"wrong": torch.zeros(1)}
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(FormatError, match="no-resume"):
+        toy_run(tmp_path, 0.0)
+
+
+def test_export_of_an_unknown_model_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="smc-s"):
+        build_export("nothing", tmp_path, tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match="checkpoint"):
+        build_export("smc-s", tmp_path, tmp_path, tmp_path)
