@@ -30,10 +30,11 @@ class SourceConfig(Section):
         min_length=1,
         description="A file path, testsrc:, rtsp://..., v4l2:/dev/video0 or picamera2:0.",
     )
-    pace: Literal["realtime", "asap"] = Field(
+    pace: Literal["realtime", "steady", "asap"] = Field(
         "realtime",
         description="Files and testsrc: realtime plays at the recorded rate and drops what does not fit, as a live "
-        "camera does; asap goes as fast as the pipeline takes frames and loses none.",
+        "camera does; asap goes as fast as the pipeline takes frames and loses none; steady is asap, but never faster "
+        "than the recorded rate.",
     )
     loop: bool = Field(False, description="Start a file again at its end.")
     width: Side = Field(1280, description="Width asked of testsrc, v4l2 and picamera2; other sources bring their own.")

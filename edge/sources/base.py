@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scene_edge.codec.identity import Frame
+from scene_edge.codec.planes import Planes
 from scene_edge.edge.clock import Clock
 
 
@@ -63,6 +64,19 @@ class Pacer:
         if delay_ns > 0:
             self._clock.wait(self._stopped, delay_ns / 1e9)
         return due_ns
+
+    def frame(self, planes: Planes, media_ns: int, pace: str) -> Frame:
+        """The frame at its time: at once (asap), when due (steady), or when due and as if from a camera (realtime).
+
+        Only asap gives the same bytes in every run. steady keeps the recorded times, which no back-pressure stretches,
+        and lets the UTC offset say when the frame really was taken.
+        """
+        if pace == "asap":
+            return Frame(planes, media_ns)
+        due_ns = self.wait_for(media_ns)
+        if pace == "steady":
+            return Frame(planes, media_ns, self._clock.now_ns() + self._clock.utc_offset_ns() - media_ns)
+        return Frame(planes, due_ns, self._clock.utc_offset_ns())
 
 
 def scaled_size(width: int, height: int, max_width: int | None) -> tuple[int, int, tuple[str, ...]]:

@@ -85,10 +85,7 @@ class FileSource:
         planes = planes_of(picture, info.width, info.height)
         media_ns = self._media_ns(picture, info)
         self._count += 1
-        if self._pace != "realtime":
-            return Frame(planes, media_ns)
-        capture_ns = self._pacer.wait_for(media_ns)
-        return Frame(planes, capture_ns, self._clock.utc_offset_ns())
+        return self._pacer.frame(planes, media_ns, self._pace)
 
     def stop(self) -> None:
         self._stopped.set()

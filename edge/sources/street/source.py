@@ -51,9 +51,7 @@ class StreetSource:
         planes = self._street.frame(self._count)
         media_ns = round(self._count * 1e9 / self._fps)
         self._count += 1
-        if self._pace != "realtime":
-            return Frame(planes, media_ns)
-        return Frame(planes, self._pacer.wait_for(media_ns), self._clock.utc_offset_ns())
+        return self._pacer.frame(planes, media_ns, self._pace)
 
     def stop(self) -> None:
         self._stopped.set()
