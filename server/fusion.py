@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from scene_edge.codec.bundle import Bundle, shipped_zoo
-from scene_edge.codec.errors import BundleError, FormatError, PacketError
+from scene_edge.codec.bundle import Bundle, shipped_bundles, shipped_zoo
+from scene_edge.codec.errors import BundleError, EntropyError, FormatError, PacketError
 from scene_edge.codec.latents import LatentCoder, LatentTables
 from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
 from scene_edge.codec.planes import Planes, aligned, pack, unpack
 from scene_edge.inference.session import Session, open_session
 
 PREFERENCE = ("openvino", "onnx", "litert")
+
+log = structlog.get_logger(__name__)
 
 
 class FusionDecoder:
@@ -45,7 +48,7 @@ class FusionDecoder:
             self._steps = tuple(float(step) for step in parameters["quality_steps"])
             self._channels = int(parameters["channels"])
             self._tables = LatentTables.from_tensors(bundle.tensors(str(parameters["tables"])))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, EntropyError) as error:
             raise BundleError(
                 f"bundle {bundle.name} is no SMC bundle", got=repr(error), allowed="channels, quality_steps, tables"
             ) from error
@@ -56,9 +59,9 @@ class FusionDecoder:
         )
         self._coder = LatentCoder(self._tables)
         self._next_seq: int | None = None
-        specs = {spec.name: spec.shape for spec in bundle.graph("decoder").inputs}
-        self._zero_lossy = self._zeros(specs["state_lossy"], 4)
-        self._zero_fuse = self._zeros(specs["state_fuse"], 2)
+        shapes = {name: info.shape for name, info in self.session.inputs.items()}
+        self._zero_lossy = np.zeros(shapes["state_lossy"], np.float32)
+        self._zero_fuse = np.zeros(shapes["state_fuse"], np.float32)
         self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
 
     @property
@@ -117,7 +120,7 @@ class FusionDecoder:
     def _check(self, packet: SemanticPacket, follows: int | None) -> None:
         if packet.kind not in (KEY, DELTA):
             raise PacketError("not a packet of latents", got=f"kind {packet.kind}", allowed="key, delta")
-        if packet.bundle_digest != self.bundle.digest[:8]:
+        if packet.bundle_digest != self.bundle.short_digest:
             raise PacketError("packet was made with another bundle", got=packet.bundle_digest.hex())
         if (packet.width, packet.height) != (self.width, self.height):
             raise PacketError(
@@ -128,12 +131,6 @@ class FusionDecoder:
         if packet.kind == DELTA and packet.first_seq != follows:
             raise PacketError("a delta packet does not follow the one before", got=packet.first_seq, allowed=follows)
         self.step_of(packet)
-
-    def _zeros(self, shape: Sequence[int | None], divisor: int) -> NDArray[np.float32]:
-        channels = shape[1]
-        if channels is None:
-            raise BundleError("an SMC state needs a fixed number of channels", got=list(shape))
-        return np.zeros((1, channels, self._h // divisor, self._w // divisor), np.float32)
 
 
 class LatentFeed:
@@ -182,9 +179,16 @@ class BundleShelf:
 
     def _load(self) -> dict[bytes, Bundle]:
         if self._known is None:
-            folders = sorted(path.parent for path in self._zoo.glob("*/manifest.json")) if self._zoo.is_dir() else []
-            opened = [Bundle.open(str(path)) for path in [*self._extra, *folders]]
-            self._known = {bundle.digest[:8]: bundle for bundle in opened if bundle.kind == "smc"}
+            folders = [*self._extra, *(str(self._zoo / name) for name in shipped_bundles(self._zoo))]
+            self._known = {bundle.short_digest: bundle for bundle in map(_open_or_skip, folders) if bundle is not None}
         return self._known
 
 
+def _open_or_skip(folder: str) -> Bundle | None:
+    """One broken bundle must not take the others away: it is reported, and its cameras degrade to their H.264."""
+    try:
+        bundle = Bundle.open(folder)
+    except BundleError as error:
+        log.error("bundle not used", bundle=folder, error=str(error))
+        return None
+    return bundle if bundle.kind == "smc" else None

@@ -33,8 +33,8 @@ class JoinStatus(str, Enum):
 class VideoUnit:
     """One access unit as it came over the wire.
 
-    `utc_ns` is the capture time on the common clock; where the camera knows no UTC (`utc_known` false) it is the time of
-    arrival, and says nothing about latency.
+    `utc_ns` is the capture time on the common clock; where the camera knows no UTC (`utc_known` false) it is the time
+    of arrival, and says nothing about latency.
     """
 
     session_id: int

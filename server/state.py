@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -191,8 +192,9 @@ class CameraState:
                     **{name: _whole(ledger.get(name)) for name in ("captured", "committed", "spooled")},
                     "dropped": _counts(ledger.get("dropped")),
                 },
-                "kbps": {**kbps, "total": round(sum(kbps.values()), 2) if kbps else None},
+                "kbps": {**kbps, "total": round(sum(rate or 0.0 for rate in kbps.values()), 2) if kbps else None},
                 "kbps_source": source,
+                "bytes": _counts(ledger.get("bytes")),
                 "match_rate": self._match_rate,
                 "match": self._match,
                 "latency_ms": _percentiles(self._latency_ms),
@@ -281,8 +283,9 @@ def _texts(value: object) -> list[str]:
 
 
 def _number(value: object) -> float | None:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if real and np.isfinite(value) else None  # type: ignore[arg-type, return-value]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
 
 
 def _whole(value: object) -> int | None:

@@ -190,6 +190,11 @@ class Store:
         with self._transaction("read actions") as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def ping(self) -> None:
+        """Raises StoreError if the database does not answer."""
+        with self._transaction("reach the database") as connection:
+            connection.execute(sa.select(1))
+
     def prune(self, older_than_ns: int) -> int:
         """Delete frames captured before a time, with their tracks; how many frames went."""
         with self._transaction("prune old results") as connection:
@@ -230,7 +235,7 @@ class Store:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
-            raise StoreError(f"cannot {what}", got=_reason(error), hint="Check the disk and the database URL.") from error
+            raise StoreError(f"cannot {what}", got=_reason(error), hint="Check disk and database URL.") from error
 
 
 def _rows(

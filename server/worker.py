@@ -212,13 +212,19 @@ class CameraWorker:
         if session_id in self._past:
             self.state.dropped("stale_session")
             return False
+        name = session_hex(session_id)
+        try:
+            resumed = self._store.last_seq(self.camera, name)
+        except StoreError as error:  # not acknowledged, so the camera sends it again
+            log.error("session not opened", camera=self.camera, error=str(error))
+            self.state.dropped("store_unavailable")
+            self.state.degrade("store", str(error))
+            return False
         if self._session is not None:
             self._drain(math.inf)  # its packets will not come any more
             self._commit()
             self._past.append(self._session)
-        name = session_hex(session_id)
         join = self._config.join
-        resumed = self._store.last_seq(self.camera, name)
         self._session = session_id
         self._joiner = Joiner(
             join.deadline_ms / 1000,

@@ -1,4 +1,4 @@
-"""The three seams of analytics (Detector, Tracker, ActionRecogniser) and what passes through them; no network lives here."""
+"""The seams of analytics (Detector, Tracker, ActionRecogniser) and what passes through them; no network lives here."""
 
 from __future__ import annotations
 

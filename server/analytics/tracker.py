@@ -1,4 +1,4 @@
-"""ByteTrack (from `trackers`) behind the Tracker seam: boxes of consecutive pictures become objects with lasting ids."""
+"""ByteTrack (from `trackers`) behind the Tracker seam: boxes on consecutive pictures become objects with ids."""
 
 from __future__ import annotations
 
@@ -54,17 +54,12 @@ class ByteTracker:
             )
         )
         tracks = []
-        for box, score, class_id, track_id in zip(
-            found.xyxy, _or_zeros(found.confidence), _or_zeros(found.class_id), _or_zeros(found.tracker_id), strict=False
-        ):
-            if track_id >= 0:
-                x0, y0, x1, y1 = (float(value) for value in box)
-                tracks.append(Track(int(track_id), (x0, y0, x1, y1), float(score), detections.names[int(class_id)]))
+        columns = (found.xyxy, found.confidence, found.class_id, found.tracker_id)
+        boxes, scores, classes, ids = ([] if column is None else column.tolist() for column in columns)
+        for (x0, y0, x1, y1), score, class_id, track_id in zip(boxes, scores, classes, ids, strict=True):
+            if track_id >= 0:  # -1: seen, but not confirmed yet
+                tracks.append(Track(track_id, (x0, y0, x1, y1), score, detections.names[class_id]))
         return tuple(sorted(tracks, key=lambda track: track.track_id))
 
     def reset(self) -> None:
         self._tracker.reset()
-
-
-def _or_zeros(values: object) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
-    return np.asarray([] if values is None else values)

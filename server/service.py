@@ -1,0 +1,219 @@
+"""The server as a whole: store, engine, ingest, hub and web, put together from one configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import uvicorn
+
+from scene_edge.codec.errors import ConfigError, SceneEdgeError, StoreError, TransportError
+from scene_edge.codec.planes import Planes
+from scene_edge.server.analytics.detections import Detections
+from scene_edge.server.analytics.seams import ActionRecogniser, Detector
+from scene_edge.server.config import ServerConfig
+from scene_edge.server.engine import Engine, LocalEngine
+from scene_edge.server.fusion import BundleShelf
+from scene_edge.server.hub import Hub
+from scene_edge.server.ingest import Ingest
+from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factory
+from scene_edge.server.state import CameraState
+from scene_edge.server.store import Store
+from scene_edge.server.web.app import create_app
+from scene_edge.server.worker import CameraWorker
+
+PING_EVERY_S = 5.0
+PRUNE_EVERY_S = 3600.0
+WEB_START_S = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+class SharedDetector:
+    """One detector for all cameras: one picture at a time, since its network fills the cores anyway."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._detector.name
+
+    def detect(self, planes: Planes) -> Detections:
+        with self._lock:
+            return self._detector.detect(planes)
+
+    def close(self) -> None:
+        with self._lock:
+            self._detector.close()
+
+
+class Server:
+    """Everything between the broker and the page.
+
+    `start` returns once the page answers; the broker may come later (see `wait_connected`). `stop` commits what is
+    finished. `detector` and `recognisers` replace what the configuration names (benchmarks, tests).
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        detector: Detector | None = None,
+        recognisers: Callable[[], list[ActionRecogniser]] | None = None,
+    ) -> None:
+        self.config = config
+        self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
+        self.store = Store(config.database)
+        self._store_answer = "ok"  # it was opened just now
+        self._missing: dict[str, str] = {}
+        opened = detector or self._open_detector()
+        self._detector = SharedDetector(opened) if opened is not None else None
+        self._recognisers = recognisers
+        self._shelf = BundleShelf(config.fusion.bundles)
+        self.engine: Engine = LocalEngine(
+            self._make_worker, max_cameras=config.limits.max_cameras, queue_messages=config.limits.queue_messages
+        )
+        self.ingest = Ingest(config.broker, self.engine, config.limits.patience_s)
+        self.hub.answer_for("broker", lambda: "ok" if self.ingest.connected else "not connected")
+        self.hub.answer_for("store", lambda: self._store_answer)
+        self.hub.count_with(lambda: self.ingest.dropped)
+        self._web: uvicorn.Server | None = None
+        self._web_thread: threading.Thread | None = None
+        self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
+        self.port = config.web.port
+
+    @property
+    def url(self) -> str:
+        host = self.config.web.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    def start(self) -> None:
+        """Raises ConfigError if the address cannot be listened on."""
+        listener = self._listen()
+        self.hub.start()
+        self._start_web(listener)
+        self.ingest.start()
+        self._housekeeper.start()
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Raises TransportError if the broker does not answer in time."""
+        if not self.ingest.wait_connected(timeout_s):
+            raise TransportError(
+                f"no connection to the broker {self.config.broker.shown}", got=f"none after {timeout_s:g} s"
+            )
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until everything that came is committed."""
+        return self.engine.drain(timeout_s)
+
+    def stop(self) -> None:
+        self.engine.close()  # first, so that the last acknowledgements still go out
+        self.ingest.stop()
+        self.hub.stop()
+        if self._web is not None and self._web_thread is not None:
+            self._web.should_exit = True
+            self._web_thread.join(timeout=10)
+        if self._detector is not None:
+            self._detector.close()
+        self.store.close()
+
+    # Workers
+
+    def _make_worker(self, camera: str, stop: threading.Event) -> CameraWorker:
+        state = self.hub.state(camera)
+        for part, reason in self._missing.items():
+            state.degrade(part, reason)
+        fusion = fusion_factory(self._shelf, self.config.fusion) if self.config.fusion.enabled else None
+        pictures = PicturePipeline(state, self._analytics(state), fusion)
+        return CameraWorker(camera, self.config, self.store, state, pictures, self.ingest.publish, stop)
+
+    def _analytics(self, state: CameraState) -> Analytics:
+        settings = self.config.analytics
+        tracker = None
+        if self._detector is not None:
+            from scene_edge.server.analytics.tracker import ByteTracker
+
+            tracker = ByteTracker(settings.detect_fps, strong=settings.detector_score, activate=settings.detector_score)
+        recognisers = self._recognisers() if self._recognisers is not None else self._open_recognisers(state)
+        return Analytics(self._detector, tracker, recognisers, settings.detect_fps, settings.action_score)
+
+    def _open_detector(self) -> Detector | None:
+        """A path that the user gave must open; the shipped bundle may be absent, which is shown, not hidden."""
+        from scene_edge.server.analytics.detector import open_detector
+
+        settings = self.config.analytics
+        if settings.detector == "off":
+            return None
+        try:
+            return open_detector(settings.detector, threads=settings.threads)
+        except SceneEdgeError as error:
+            if "detector" in settings.model_fields_set:
+                raise
+            log.error("no detection", error=str(error))
+            self._missing["detector"] = f"no detection: {error}"
+            return None
+
+    def _open_recognisers(self, state: CameraState) -> list[ActionRecogniser]:
+        from scene_edge.server.analytics.action import open_recogniser
+
+        opened: list[ActionRecogniser] = []
+        for name in self.config.analytics.actions:
+            try:
+                opened.append(open_recogniser(name, threads=self.config.analytics.threads))
+            except SceneEdgeError as error:
+                log.error("no action recognition", bundle=name, error=str(error))
+                state.degrade(f"action {name}", f"no action recognition by {name}: {error}")
+        return opened
+
+    # Upkeep
+
+    def _keep_house(self) -> None:
+        """Ask the database now and then whether it is well, and remove what is too old."""
+        prune_due_s = time.monotonic()
+        while not self.hub.wait_stop(PING_EVERY_S):
+            try:
+                self.store.ping()
+                if time.monotonic() >= prune_due_s:
+                    prune_due_s = time.monotonic() + PRUNE_EVERY_S
+                    kept_ns = round(self.config.limits.retention_days * 86_400 * 1e9)
+                    log.info("old results removed", frames=self.store.prune(time.time_ns() - kept_ns))
+                self._store_answer = "ok"
+            except StoreError as error:
+                log.error("database fails", error=str(error))
+                self._store_answer = str(error)
+
+    def _listen(self) -> socket.socket:
+        host, port = self.config.web.host, self.config.web.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except (OSError, OverflowError) as error:
+            listener.close()
+            raise ConfigError(
+                f"cannot listen on {host}:{port}", got=str(error), hint="Choose another address with --listen."
+            ) from error
+        self.port = int(listener.getsockname()[1])
+        return listener
+
+    def _start_web(self, listener: socket.socket) -> None:
+        app: Any = create_app(self.hub, self.config.web)
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, lifespan="off", ws="none")
+        web = self._web = uvicorn.Server(settings)
+        self._web_thread = threading.Thread(target=lambda: web.run(sockets=[listener]), name="web", daemon=True)
+        self._web_thread.start()
+        deadline_s = time.monotonic() + WEB_START_S
+        while not web.started and time.monotonic() < deadline_s and self._web_thread.is_alive():
+            time.sleep(0.02)
+        if not web.started:
+            with contextlib.suppress(OSError):
+                listener.close()
+            raise ConfigError("the page does not start", got=self.url)
