@@ -25,7 +25,7 @@ _TO_ESCAPE = re.compile(rb"\x00\x00(?=[\x00-\x03])")
 
 
 class Nal(NamedTuple):
-    """One NAL unit: its bytes without start code, and where start code (leading zero included) and unit begin and end."""
+    """One NAL unit: its bytes without start code; `start` is where its start code begins (leading zero included)."""
 
     type: int
     data: bytes

@@ -96,7 +96,9 @@ class Bundle:
             _verify_signature(folder, manifest, public_key)
         if manifest.counter < least_counter:
             raise BundleError(
-                f"bundle {manifest.name} is older than the one in use", got=manifest.counter, allowed=f">= {least_counter}"
+                f"bundle {manifest.name} is older than the one in use",
+                got=manifest.counter,
+                allowed=f">= {least_counter}",
             )
         _check_folder(folder, manifest)
         for name, entry in manifest.files.items():
@@ -115,7 +117,9 @@ class Bundle:
         """Raises BundleError if there is no such graph."""
         found = self.graphs.get(name)
         if found is None:
-            raise BundleError(f"bundle {self.name} has no such graph", got=name, allowed=", ".join(self.graphs) or "none")
+            raise BundleError(
+                f"bundle {self.name} has no such graph", got=name, allowed=", ".join(self.graphs) or "none"
+            )
         return found
 
     def read(self, file: str) -> bytes:
@@ -202,7 +206,9 @@ def _verify_signature(folder: Path, manifest: Manifest, public_key: bytes) -> No
     _check_key(public_key, "public key")
     path = folder / SIGNATURE_FILE
     if not os.path.lexists(path):
-        raise BundleError(f"bundle {manifest.name} is not signed", hint="A key is configured: sign it, or remove the key.")
+        raise BundleError(
+            f"bundle {manifest.name} is not signed", hint="A key is configured: sign it, or remove the key."
+        )
     signature = _read_plain(path, SIGNATURE_BYTES)
     try:
         from cryptography.exceptions import InvalidSignature
@@ -221,7 +227,9 @@ def _verify_signature(folder: Path, manifest: Manifest, public_key: bytes) -> No
 
 def _check_key(key: bytes, what: str) -> None:
     if len(key) != KEY_BYTES:
-        raise BundleError(f"{what} of the wrong length", got=f"{len(key)} bytes", allowed=f"{KEY_BYTES} bytes of Ed25519")
+        raise BundleError(
+            f"{what} of the wrong length", got=f"{len(key)} bytes", allowed=f"{KEY_BYTES} bytes of Ed25519"
+        )
 
 
 def _resolve(path_or_name: str | Path, zoo: Path | None) -> Path:
@@ -279,7 +287,9 @@ def _read_listed(folder: Path, name: str, entry: FileEntry) -> bytes:
 def _check_content(name: str, data: bytes) -> None:
     """Refuse what its suffix does not say: archives and pickles in disguise, weights outside the digest."""
     if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and data[-1:] == b"."):
-        raise BundleError("bundle holds a pickle or an archive", got=name, hint="Weights come as ONNX, IR, TFLite, safetensors.")
+        raise BundleError(
+            "bundle holds a pickle or an archive", got=name, hint="Weights come as ONNX, IR, TFLite, safetensors."
+        )
     if name.endswith(".xml") and not data.lstrip().startswith((b"<?xml", b"<net")):
         raise BundleError(f"{name} is no OpenVINO IR")
     if name.endswith(".tflite") and data[4:8] != b"TFL3":

@@ -1,8 +1,9 @@
-"""H.264 decoding, one access unit at a time, as the camera does it for its own stream and the server for each camera's."""
+"""H.264 decoding, one access unit at a time: the camera does it for its own stream, the server for each camera's."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import av
 import av.error
@@ -37,7 +38,7 @@ class H264Decoder:
         """
         if not 0 < len(annexb) <= MAX_ACCESS_UNIT_BYTES:
             raise DecoderError("access unit is empty or too large", got=f"{len(annexb)} bytes")
-        packet = av.Packet(annexb)
+        packet: av.Packet[Any] = av.Packet(annexb)
         packet.pts = packet.dts = frame_seq
         self._pending[frame_seq] = None
         while len(self._pending) > _MAX_PENDING:
@@ -55,7 +56,7 @@ class H264Decoder:
         self._context = self._open()
         self._pending.clear()
 
-    def _run(self, packet: av.Packet | None, what: str) -> list[tuple[int, Planes]]:
+    def _run(self, packet: av.Packet[Any] | None, what: str) -> list[tuple[int, Planes]]:
         try:
             return [self._picture(frame) for frame in self._context.decode(packet)]
         except (av.error.FFmpegError, FormatError, ValueError, MemoryError) as error:

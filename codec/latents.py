@@ -37,7 +37,7 @@ _COIN = Tables.from_frequencies([[TOTAL // 2, TOTAL // 2]])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentTables:
-    """symbols_cdf [C, 4, A + 1] and gate_cdf [C, 3, 3], cumulative to 65536; A = 2 * max_abs + 2, the last the escape."""
+    """Cumulative to 65536: symbols_cdf [C, 4, A + 1], gate_cdf [C, 3, 3]; A = 2 * max_abs + 2, the last an escape."""
 
     symbols_cdf: NDArray[np.uint32]
     gate_cdf: NDArray[np.uint32]
@@ -97,9 +97,7 @@ class LatentTables:
                 table, symbol = _value_rows(previous, active, z.shape), _symbols_of(z[active], max_abs)
                 np.add.at(values.reshape(-1, alphabet), (table, symbol), 1)
                 previous = z
-        return cls(
-            _cumulative(_smoothed(values, strength=64)), _cumulative(_smoothed(gates, strength=8)), max_abs
-        )
+        return cls(_cumulative(_smoothed(values, strength=64)), _cumulative(_smoothed(gates, strength=8)), max_abs)
 
     def to_tensors(self) -> dict[str, NDArray[np.uint16]]:
         """As a bundle stores them: frequencies u16 "symbols" [C, 4, A] and "gates" [C, 3, 2]."""
@@ -115,7 +113,9 @@ class LatentTables:
             found = tensors.get(name)
             if found is None or found.dtype != np.uint16 or found.ndim != 3:
                 got = "nothing" if found is None else f"{found.dtype} {found.shape}"
-                raise EntropyError(f"table tensor {name} is missing or of the wrong kind", got=got, allowed="uint16 [C, n, A]")
+                raise EntropyError(
+                    f"table tensor {name} is missing or of the wrong kind", got=got, allowed="uint16 [C, n, A]"
+                )
         symbols, gates = tensors["symbols"], tensors["gates"]
         alphabet = symbols.shape[2]
         if alphabet % 2 or not 4 <= alphabet <= 2 * MAX_ABS + 2:
@@ -123,7 +123,7 @@ class LatentTables:
         return cls(_cumulative(symbols), _cumulative(gates), alphabet // 2 - 1)
 
     def estimate_bits(self, gop: ArrayLike) -> float:
-        """Ideal code length in bits of a GOP [T, C, h, w] that begins with a key frame; a frame of zeros costs nothing."""
+        """Ideal code length in bits of a GOP [T, C, h, w] whose first frame is a key; a frame of zeros is free."""
         checked = _checked_gop(gop)
         log_symbol = PRECISION_BITS - np.log2(self.symbols.frequencies)
         log_gate = PRECISION_BITS - np.log2(self.gates.frequencies)
@@ -276,8 +276,10 @@ def _read_escape(decoder: RansDecoder, max_abs: int) -> int:
 
 
 def _smoothed(counts: NDArray[np.int64], strength: int) -> NDArray[np.uint32]:
-    """Counts [C, contexts, A] -> frequencies: each context takes `strength` pseudo-counts spread as its channel is, and the channel a
-    handful spread as all channels are. Integers throughout."""
+    """Counts [C, contexts, A] -> frequencies, by integers throughout.
+
+    Each context takes `strength` pseudo-counts spread as its channel is, the channel 16 spread as all channels are.
+    """
     scale = 1 << 12
     everywhere = counts.sum(axis=(0, 1)) * scale
     everywhere = everywhere // max(1, int(counts.sum())) + 1

@@ -140,7 +140,9 @@ def check_manifest(document: object) -> Manifest:
         raise BundleError("bundle is too large", allowed=f"at most {MAX_BUNDLE_BYTES} bytes")
     for name in files:
         if name.endswith(".bin") and f"{name[:-4]}.xml" not in files:
-            raise BundleError("a .bin file without its .xml", got=name, hint="Only weights of an OpenVINO IR may be .bin.")
+            raise BundleError(
+                "a .bin file without its .xml", got=name, hint="Only weights of an OpenVINO IR may be .bin."
+            )
     graphs = {
         _text(name, "name of a graph", _NAME): _graph(name, entry, files)
         for name, entry in _mapping(top["graphs"], "graphs", MAX_GRAPHS).items()
@@ -231,7 +233,9 @@ def _tensors(value: object, where: str) -> tuple[TensorSpec, ...]:
 def _listed(value: object, where: str, files: Mapping[str, FileEntry], suffix: str) -> str:
     name = check_file_name(value)
     if name not in files:
-        raise BundleError(f"{where} is not among the files", got=name, hint="Every file must be listed with its digest.")
+        raise BundleError(
+            f"{where} is not among the files", got=name, hint="Every file must be listed with its digest."
+        )
     if not name.endswith(suffix):
         raise BundleError(f"{where} has the wrong suffix", got=name, allowed=suffix)
     return name

@@ -35,7 +35,7 @@ def planes_of(frame: av.video.frame.VideoFrame, width: int | None = None, height
         if frame.format.name not in ("yuv420p", "yuvj420p") or not odd_cut:
             frame = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
     y, u, v = (
-        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:rows, :columns].copy()
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:rows, :columns].copy()
         for plane, rows, columns in zip(
             frame.planes, (height, height // 2, height // 2), (width, width // 2, width // 2), strict=True
         )
@@ -67,7 +67,7 @@ def read_video(
         rate = float(stream.average_rate or 25)
         try:
             for frame in container.decode(stream):
-                seconds = float(frame.pts * stream.time_base) if frame.pts is not None else count / rate
+                seconds = float(frame.pts * (stream.time_base or 0)) if frame.pts is not None else count / rate
                 yield planes_of(frame, width, height), seconds
                 count += 1
                 if limit is not None and count >= limit:

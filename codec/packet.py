@@ -3,7 +3,8 @@
 Layout, little endian, 48 bytes of header:
 
     magic "SCE1" | version u8 | kind u8 | codec id u8 | quality u8 | flags u16 | count u16 | bundle digest 8 bytes |
-    session u64 | first sequence u32 | frame period u32 ns | capture time of the first frame i64 ns | width u16 | height u16
+    session u64 | first sequence u32 | frame period u32 ns | capture time of the first frame i64 ns |
+    width u16 | height u16
 
 then the length of each of `count` payloads as LEB128 varints, then the payloads, then CRC-32C u32 over all of it.
 Every length is checked against its limit and against the bytes that are there before anything is allocated.
@@ -142,7 +143,9 @@ class SemanticPacket:
             self.height,
         )
         if sum(map(len, self.payloads)) > MAX_PACKET_BYTES:
-            raise PacketError("packet is too long", allowed=f"at most {MAX_PACKET_BYTES} bytes", hint="Send fewer frames.")
+            raise PacketError(
+                "packet is too long", allowed=f"at most {MAX_PACKET_BYTES} bytes", hint="Send fewer frames."
+            )
         body = b"".join((header, *(_varint(len(payload)) for payload in self.payloads), *self.payloads))
         if len(body) + _CRC.size > MAX_PACKET_BYTES:
             raise PacketError(
@@ -157,9 +160,22 @@ class SemanticPacket:
     def from_bytes(cls, data: bytes) -> SemanticPacket:
         """Raises PacketError, and nothing else, for anything but the exact bytes of a packet."""
         body = _checked_body(data, MAGIC, _HEADER.size, MAX_PACKET_BYTES)
-        (_, version, kind, codec_id, quality, flags, count, digest, session, first_seq, period, capture, width, height) = (
-            _HEADER.unpack_from(body)
-        )
+        (
+            _,
+            version,
+            kind,
+            codec_id,
+            quality,
+            flags,
+            count,
+            digest,
+            session,
+            first_seq,
+            period,
+            capture,
+            width,
+            height,
+        ) = _HEADER.unpack_from(body)
         if version != VERSION:
             raise PacketError("packet of another version", got=version, allowed=VERSION, hint="Update this end.")
         _check_count(kind, count, first_seq)

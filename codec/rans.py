@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ MAX_MESSAGE_BYTES = 1 << 23
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tables:
-    """Cumulative frequencies [tables, alphabet + 1]: first 0, last 65536, strictly rising, so that every symbol can come."""
+    """Cumulative frequencies [tables, alphabet + 1], strictly rising from 0 to 65536, so that every symbol can come."""
 
     cdf: NDArray[np.uint32]
     _low: NDArray[np.uint32] = field(init=False, repr=False)
@@ -87,7 +88,7 @@ class Tables:
         found = self._rows.get(index)
         if found is None:
             cumulative = self.cdf[index].tolist()
-            found = (cumulative, [high - low for low, high in zip(cumulative, cumulative[1:], strict=False)])
+            found = (cumulative, [high - low for low, high in pairwise(cumulative)])
             self._rows[index] = found
         return found
 
@@ -109,7 +110,8 @@ def quantise(weights: ArrayLike) -> NDArray[np.uint32]:
     spare = TOTAL - frequencies.sum(axis=-1, keepdims=True)
     largest = counts.argmax(axis=-1)[..., None]
     np.put_along_axis(frequencies, largest, np.take_along_axis(frequencies, largest, -1) + spare, -1)
-    return frequencies.astype(np.uint32)
+    quantised: NDArray[np.uint32] = frequencies.astype(np.uint32)
+    return quantised
 
 
 class RansEncoder:

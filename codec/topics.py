@@ -55,7 +55,19 @@ class Topics:
     Raises ConfigError for a camera id that cannot stand in a topic.
     """
 
-    __slots__ = ("ack", "actions", "birth", "camera", "ledger", "root", "semantic", "shard", "status", "tracks", "video")
+    __slots__ = (
+        "ack",
+        "actions",
+        "birth",
+        "camera",
+        "ledger",
+        "root",
+        "semantic",
+        "shard",
+        "status",
+        "tracks",
+        "video",
+    )
 
     def __init__(self, camera: str) -> None:
         if not _CAMERA.fullmatch(camera):

@@ -1,1 +1,1 @@
-""""""
+"""One Session over OpenVINO, ONNX Runtime, LiteRT and TensorRT."""

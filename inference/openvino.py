@@ -1,0 +1,118 @@
+"""Graphs on OpenVINO (CPU unless told otherwise), as IR or ONNX, reshaped to fixed sizes. Sends no telemetry."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.errors import EngineError
+from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_line
+
+
+@lru_cache(maxsize=1)
+def load() -> ModuleType:
+    """The openvino package. Raises EngineError where there is none.
+
+    Merely importing openvino sends a usage event where openvino-telemetry is installed and the user never said no.
+    A camera sends nothing that its owner did not ask for, so that package is hidden before: openvino has a stub for it.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(
+            "openvino is not installed", got=one_line(error), hint='pip install "scene-edge[openvino]"'
+        ) from error
+    module: ModuleType = openvino
+    return module
+
+
+def runtime_version() -> str:
+    """Version of the runtime. Raises EngineError where there is none."""
+    return str(load().__version__).split("-")[0]
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return load().Core()
+
+
+class OpenVinoSession(CheckedSession):
+    """One infer request of one compiled model, used again for every run."""
+
+    engine = "openvino"
+
+    def __init__(self, order: Order, device: str = "CPU") -> None:
+        load()
+        self.device = device
+        try:
+            compiled = _core().compile_model(_read(order), device, _settings(order, device))
+            outputs = {_name(port, order.outputs): port for port in compiled.outputs}
+            self._request = compiled.create_infer_request()
+        except self.runtime_errors as error:
+            raise EngineError(f"openvino cannot load {order.artifact.file}", got=one_line(error)) from error
+        self._index = {name: compiled.outputs.index(port) for name, port in outputs.items()}
+        self._ports = {name: compiled.input(name) for name in order.inputs}
+        infos = {
+            name: TensorInfo(
+                tuple(port.shape) if port.partial_shape.is_static else (), np.dtype(port.element_type.to_dtype())
+            )
+            for name, port in outputs.items()
+        }
+        super().__init__(order.artifact.precision, order.inputs, infos)
+
+    def _infer(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        # Inputs are read in place; outputs are copied out, since the request writes into the same memory next time.
+        self._request.infer({self._ports[name]: array for name, array in arrays.items()}, share_inputs=True)
+        return {name: self._request.get_output_tensor(index).data.copy() for name, index in self._index.items()}
+
+    def _release(self) -> None:
+        del self._request, self._ports
+
+
+def open_engine(order: Order) -> OpenVinoSession:
+    """A session for an order. Raises EngineError."""
+    return OpenVinoSession(order)
+
+
+def _read(order: Order) -> Any:
+    """The model with its inputs fixed to the order's shapes."""
+    file = order.artifact.file
+    weights = f"{file[:-4]}.bin"
+    if file.endswith(".xml") and weights in order.bundle.files:
+        model = _core().read_model(order.bundle.read(file), order.bundle.read(weights))
+    else:
+        model = _core().read_model(order.bundle.read(file), b"")
+    names = {name for port in model.inputs for name in port.get_names()}
+    missing = order.inputs.keys() - names
+    if missing or len(model.inputs) != len(order.inputs):
+        raise EngineError(f"{file} has other inputs", got=sorted(names), allowed=sorted(order.inputs))
+    model.reshape({name: list(info.shape) for name, info in order.inputs.items()})
+    for name, info in order.inputs.items():
+        found = np.dtype(model.input(name).get_element_type().to_dtype())
+        if found != info.dtype:
+            raise EngineError(f"input {name} of {file} has another type", got=found, allowed=info.dtype)
+    return model
+
+
+def _settings(order: Order, device: str) -> dict[str, str]:
+    settings = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        settings |= {"INFERENCE_NUM_THREADS": str(order.threads), "NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
+    if order.artifact.precision == "fp32":
+        # Without this a CPU with AMX or bf16 silently computes in bf16.
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    return settings
+
+
+def _name(port: Any, wanted: tuple[str, ...]) -> str:
+    names = set(port.get_names())
+    for name in wanted:
+        if name in names:
+            return name
+    raise EngineError("model has an output that its manifest does not name", got=sorted(names), allowed=wanted)

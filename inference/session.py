@@ -1,0 +1,268 @@
+"""Opening a graph of a bundle on the first engine that really runs it. Engines are imported when they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.bundle import Artifact, Bundle, Graph, TensorSpec
+from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.planes import MAX_SIDE, PACKED_CHANNELS
+from scene_edge.inference.seam import DEFAULT_THREADS, Order, Session, TensorInfo, Tensors
+
+__all__ = [
+    "DEFAULT_ENGINES",
+    "DEFAULT_THREADS",
+    "ENGINE_MODULES",
+    "Session",
+    "TensorInfo",
+    "Tensors",
+    "available_engines",
+    "golden_error",
+    "open_session",
+    "zero_inputs",
+]
+
+DEFAULT_ENGINES = ("openvino", "onnx", "litert")
+MAX_THREADS = 256
+
+ENGINE_MODULES = {
+    "openvino": "scene_edge.inference.openvino",
+    "onnx": "scene_edge.inference.onnxruntime",
+    "litert": "scene_edge.inference.litert",
+    "tensorrt": "scene_edge.inference.tensorrt",
+}
+
+
+def open_session(
+    bundle: Bundle,
+    graph: str,
+    *,
+    height: int | None,
+    width: int | None,
+    prefer: Sequence[str] = DEFAULT_ENGINES,
+    precision: str = "int8",
+    threads: int | None = None,
+    verify: bool = True,
+) -> Session:
+    """The first engine of `prefer` that really runs `graph`: at `precision` where an artifact has it, else at another.
+
+    `height` and `width` are of the packed grid, H/4 and W/4; None for a graph whose shapes are all fixed. "Really runs"
+    means: it reproduces the bundle's golden output within its tolerance, or, where it has none at a usable size, gives
+    finite numbers for zeros. What was tried before, and why it failed, stands in `session.fallbacks`.
+
+    Raises EngineError with every reason if no engine runs it.
+    """
+    spec = bundle.graph(graph)
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EngineError("number of threads out of range", got=threads, allowed=f"1..{MAX_THREADS}")
+    grid = None if height is None or width is None else (height, width)
+    if grid is not None and not all(1 <= side <= MAX_SIDE // 4 for side in grid):
+        raise EngineError("size of the packed grid out of range", got=grid, allowed=f"1..{MAX_SIDE // 4}")
+    golden = _golden_run(bundle, spec)
+    shapes = _input_shapes(spec, grid, golden)
+    reasons: list[str] = []
+    for engine in prefer:
+        if engine not in ENGINE_MODULES:
+            raise EngineError("unknown inference engine", got=engine, allowed=", ".join(ENGINE_MODULES))
+        artifacts = [artifact for artifact in spec.artifacts if artifact.engine == engine]
+        if not artifacts:
+            reasons.append(f"{engine}: bundle {bundle.name} has no artifact for it")
+        for artifact in sorted(artifacts, key=lambda item: _unfitness(item, precision, grid)):
+            trial = _Trial(bundle, spec, artifact, threads or DEFAULT_THREADS, golden)
+            try:
+                session = trial.open(shapes, verify=verify)
+            except (EngineError, BundleError) as error:
+                reasons.append(f"{engine} {artifact.precision}: {error}")
+                continue
+            if artifact.precision != precision:
+                reasons.append(f"{engine}: runs at {artifact.precision} instead of {precision}")
+            session.fallbacks = tuple(reasons)
+            return session
+    raise EngineError(
+        f"no inference engine runs graph {graph} of bundle {bundle.name}",
+        got=" | ".join(reasons) or "no engine to try",
+        hint='Install one of the extras "openvino", "onnx", "litert".',
+    )
+
+
+def available_engines() -> dict[str, str]:
+    """Engine -> its version, or "absent: " and the reason."""
+    found = {}
+    for engine, module in ENGINE_MODULES.items():
+        try:
+            found[engine] = str(import_module(module).runtime_version())
+        except EngineError as error:
+            found[engine] = f"absent: {error}"
+    return found
+
+
+def zero_inputs(session: Session) -> dict[str, NDArray[Any]]:
+    """An input of zeros for each of a session's inputs: states at the start of a GOP, and the least real inference."""
+    return {name: np.zeros(info.shape, info.dtype) for name, info in session.inputs.items()}
+
+
+def golden_error(outputs: Tensors, golden: Tensors) -> dict[str, float]:
+    """Relative RMS error of each output against "out.<name>" in `golden`: rms(output - golden) / rms(golden).
+
+    Raises EngineError if an output is missing or has another shape.
+    """
+    errors = {}
+    for key, wanted in golden.items():
+        if not key.startswith("out."):
+            continue
+        name = key[4:]
+        if name not in outputs or outputs[name].shape != wanted.shape:
+            got = outputs[name].shape if name in outputs else "nothing"
+            raise EngineError(f"output {name} is not as in the golden run", got=got, allowed=wanted.shape)
+        truth = wanted.astype(np.float64)
+        error = _rms(outputs[name].astype(np.float64) - truth) / max(_rms(truth), 1e-6)
+        errors[name] = error if np.isfinite(error) else float("inf")
+    return errors
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One artifact on its engine: opened, then made to prove itself."""
+
+    bundle: Bundle
+    graph: Graph
+    artifact: Artifact
+    threads: int
+    golden: Tensors = field(repr=False)
+
+    def open(self, shapes: dict[str, tuple[int, ...]], *, verify: bool) -> Session:
+        session = self._session(shapes)
+        if not verify:
+            return session
+        golden_shapes = {spec.name: self.golden[f"in.{spec.name}"].shape for spec in self.graph.inputs if self.golden}
+        try:
+            if not golden_shapes or (self.artifact.shape_hint is not None and golden_shapes != shapes):
+                self._check_finite(session)
+            elif golden_shapes == shapes:
+                self._check_golden(session)
+            else:
+                rehearsal = self._session(golden_shapes)
+                try:
+                    self._check_golden(rehearsal)
+                finally:
+                    rehearsal.close()
+                self._check_finite(session)
+        except EngineError:
+            session.close()
+            raise
+        return session
+
+    def _session(self, shapes: dict[str, tuple[int, ...]]) -> Session:
+        inputs = {spec.name: TensorInfo(shapes[spec.name], np.dtype(spec.dtype)) for spec in self.graph.inputs}
+        outputs = tuple(spec.name for spec in self.graph.outputs)
+        order = Order(self.bundle, self.artifact, inputs, outputs, self.threads)
+        session: Session = import_module(ENGINE_MODULES[self.artifact.engine]).open_engine(order)
+        return session
+
+    def _check_golden(self, session: Session) -> None:
+        errors = golden_error(session.run({name: self.golden[f"in.{name}"] for name in session.inputs}), self.golden)
+        tolerance = self.graph.golden.tolerance if self.graph.golden is not None else 0.0
+        worst = max(errors, key=lambda name: errors[name])
+        if errors[worst] > tolerance:
+            raise EngineError(
+                f"{session.engine} does not reproduce the golden output {worst}",
+                got=f"relative error {errors[worst]:.3g}",
+                allowed=f"at most {tolerance}",
+            )
+
+    def _check_finite(self, session: Session) -> None:
+        for name, array in session.run(zero_inputs(session)).items():
+            if not np.isfinite(array).all():
+                raise EngineError(f"{session.engine} gives output {name} that is not finite for zeros")
+
+
+def _unfitness(artifact: Artifact, precision: str, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Sorts the best artifact first: the asked precision, then the very size, then any size, then another size."""
+    sizes = (grid, None)
+    size = sizes.index(artifact.shape_hint) if artifact.shape_hint in sizes else len(sizes)
+    return int(artifact.precision != precision), size
+
+
+def _input_shapes(graph: Graph, grid: tuple[int, int] | None, golden: Tensors) -> dict[str, tuple[int, ...]]:
+    """The graph's input shapes with every open dimension filled in from the grid."""
+    reference = _golden_grid(graph, golden)
+    shapes = {}
+    for spec in graph.inputs:
+        if None not in spec.shape:
+            shapes[spec.name] = tuple(side for side in spec.shape if side is not None)
+            continue
+        if grid is None:
+            raise EngineError(
+                f"graph {graph.name} has no fixed size", got=f"{spec.name} {spec.shape}", hint="Give height and width."
+            )
+        shapes[spec.name] = _filled(spec, grid, reference, golden)
+    return shapes
+
+
+def _filled(
+    spec: TensorSpec, grid: tuple[int, int], reference: tuple[int, int] | None, golden: Tensors
+) -> tuple[int, ...]:
+    """Packed pictures [.., h, w, 24] take the grid; other tensors [.., h / n, w / n] scale as in the golden run."""
+    open_places = [place for place, side in enumerate(spec.shape) if side is None]
+    shape = list(spec.shape)
+    if len(open_places) != 2:
+        raise EngineError(f"input {spec.name} must leave height and width open, or nothing", got=spec.shape)
+    if _is_packed(spec):
+        sides = grid
+    elif reference is not None:
+        known = golden[f"in.{spec.name}"].shape
+        sides = (
+            grid[0] * known[open_places[0]] // reference[0],
+            grid[1] * known[open_places[1]] // reference[1],
+        )
+    else:
+        raise EngineError(
+            f"size of input {spec.name} does not follow from the picture's", hint="Ship the bundle with a golden run."
+        )
+    for place, side in zip(open_places, sides, strict=True):
+        shape[place] = side
+    return tuple(side for side in shape if side is not None)
+
+
+def _golden_run(bundle: Bundle, graph: Graph) -> Tensors:
+    """The golden tensors, once each input and output is there and fits its spec; {} where the bundle has none."""
+    if graph.golden is None:
+        return {}
+    golden = bundle.tensors(graph.golden.file)
+    for prefix, specs in (("in", graph.inputs), ("out", graph.outputs)):
+        for spec in specs:
+            found = golden.get(f"{prefix}.{spec.name}")
+            if found is None or found.dtype != np.dtype(spec.dtype) or not _fits(found.shape, spec.shape):
+                got = "nothing" if found is None else f"{found.dtype} {found.shape}"
+                raise BundleError(
+                    f"golden run of graph {graph.name} does not fit: {prefix}.{spec.name}",
+                    got=got,
+                    allowed=f"{spec.dtype} {spec.shape}",
+                )
+    return golden
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b is None or a == b for a, b in zip(shape, wanted, strict=True))
+
+
+def _golden_grid(graph: Graph, golden: Tensors) -> tuple[int, int] | None:
+    for spec in graph.inputs:
+        if _is_packed(spec) and f"in.{spec.name}" in golden:
+            shape = golden[f"in.{spec.name}"].shape
+            return shape[-3], shape[-2]
+    return None
+
+
+def _is_packed(spec: TensorSpec) -> bool:
+    return len(spec.shape) >= 4 and spec.shape[-1] == PACKED_CHANNELS
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
