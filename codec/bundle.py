@@ -185,7 +185,7 @@ def sign_manifest(manifest: Mapping[str, Any], private_key: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     _check_key(private_key, "private key")
-    return Ed25519PrivateKey.from_private_bytes(private_key).sign(canonical_json(dict(manifest)))
+    return Ed25519PrivateKey.from_private_bytes(private_key).sign(canonical_json(manifest))
 
 
 def public_key_of(private_key: bytes) -> bytes:
@@ -218,7 +218,7 @@ def _verify_signature(folder: Path, manifest: Manifest, public_key: bytes) -> No
             "a signature cannot be checked without the package cryptography", hint="pip install cryptography"
         ) from error
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, canonical_json(dict(manifest.document)))
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, canonical_json(manifest.document))
     except (InvalidSignature, ValueError) as error:
         raise BundleError(
             f"signature of bundle {manifest.name} does not fit", hint="It was changed, or signed with another key."

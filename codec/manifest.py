@@ -111,7 +111,7 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
     b'{"a":"\\\\u00e9","b":1}'
     """
     try:
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        text = json.dumps(dict(document), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise BundleError("manifest cannot be written as JSON", got=str(error)) from error
     return text.encode("ascii")
