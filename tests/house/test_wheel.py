@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def package_files() -> set[str]:
     """What an install must hold, by the path inside the wheel."""
-    found = {f"scene_edge/{path.name}" for path in (REPOSITORY / "scene_edge").glob("*.py")}
+    found = {f"scene_edge/{path.name}" for path in (REPOSITORY / "scene_edge").iterdir() if path.is_file()}
     for folder in FOLDERS:
         for path in (REPOSITORY / folder).rglob("*"):
             parts = path.relative_to(REPOSITORY).parts
