@@ -28,6 +28,7 @@ __all__ = [
     "CODEC_NONE",
     "CODEC_SMC",
     "DELTA",
+    "FLAG_GOP_CUT",
     "KEY",
     "LEDGER",
     "MAX_FRAMES",
@@ -72,6 +73,9 @@ KEY, DELTA, AUDIT, BIRTH, LEDGER = PacketKind
 CODEC_NONE = 0
 CODEC_SMC = 1
 """Factorised rANS latents of `scene_edge.codec.latents`."""
+
+FLAG_GOP_CUT = 1
+"""In `flags`: the later frames of this GOP have no semantics, so a server need not wait for them."""
 
 _DOCUMENTS = (BIRTH, LEDGER)
 
