@@ -81,13 +81,12 @@ class ClipRecogniser:
 
     def __init__(
         self,
-        spec: str | Path | Bundle,
+        bundle: Bundle,
         *,
         smooth: int = 2,
         threads: int | None = None,
         prefer: Sequence[str] = DEFAULT_ENGINES,
     ) -> None:
-        bundle = spec if isinstance(spec, Bundle) else Bundle.open(spec)
         self.model = ActionModel.of(bundle)
         self._session: Session = open_session(
             bundle,
@@ -170,4 +169,4 @@ def open_recogniser(
     spec: str | Path, *, threads: int | None = None, prefer: Sequence[str] = DEFAULT_ENGINES
 ) -> ClipRecogniser:
     """A recogniser from the name or folder of an action bundle. Raises BundleError or EngineError."""
-    return ClipRecogniser(spec, threads=threads, prefer=prefer)
+    return ClipRecogniser(Bundle.open(spec), threads=threads, prefer=prefer)

@@ -62,7 +62,10 @@ def test_logits_decode_to_the_same_boxes_as_scores() -> None:
     logits = random.normal(-1, 1.5, (len(cells), 2)).astype(np.float32)
     scores = 1 / (1 + np.exp(-logits))
     as_yolox = np.concatenate([raw, np.ones((len(cells), 1), np.float32), scores], axis=1).astype(np.float32)
-    ours, theirs = decode_levels(logits, raw, cells, steps, 0.4, NAMES), decode_yolox(as_yolox, cells, steps, 0.4, NAMES)
+    ours, theirs = (
+        decode_levels(logits, raw, cells, steps, 0.4, NAMES),
+        decode_yolox(as_yolox, cells, steps, 0.4, NAMES),
+    )
     assert ours.classes.tolist() == theirs.classes.tolist()
     np.testing.assert_allclose(ours.boxes, theirs.boxes, rtol=1e-5)
     np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-5)
