@@ -1,0 +1,117 @@
+"""The development clips that benchmarks run on, and their ground truth; none of it is part of the repository."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.metrics import Boxes
+from scene_edge.codec.errors import FormatError, SourceError
+from scene_edge.codec.media import probe
+
+ACTION_SETS = ("action_arid", "action_fight")
+"""Reported apart: one is filmed at night, so pooled, the lighting alone would tell them apart."""
+
+BOX_SETS = ("mot", "traffic", "vos", "pedestrian")
+"""Where people or vehicles can be seen, so that boxes mean something."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One development clip: `name` is its path below dev/ without suffix, `label` the class of an action clip."""
+
+    name: str
+    path: Path
+    category: str
+    label: str | None
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+    @property
+    def is_action(self) -> bool:
+        return self.category in ACTION_SETS
+
+    @property
+    def has_boxes(self) -> bool:
+        return self.category in BOX_SETS
+
+
+def data_folder() -> Path:
+    """$SCENE_EDGE_DATA, else `shared/data` beside the checkout. Raises SourceError where there is none."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SCENE_EDGE_DATA", default))
+    if not (folder / "dev").is_dir():
+        raise SourceError(
+            "no development clips", got=str(folder), hint="Set SCENE_EDGE_DATA to the folder that holds dev/."
+        )
+    return folder
+
+
+def find_clips(patterns: list[str]) -> list[Clip]:
+    """Clips whose name, or the category it begins with, matches a pattern such as "mot", "vos/park*" or "*".
+
+    Raises SourceError for a pattern that nothing matches.
+    """
+    root = data_folder() / "dev"
+    paths = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.mp4"))}
+    chosen: dict[str, Path] = {}
+    for pattern in patterns:
+        found = {name: path for name, path in paths.items() if fnmatch(name, pattern) or fnmatch(name, f"{pattern}/*")}
+        if not found:
+            categories = ", ".join(sorted({name.partition("/")[0] for name in paths}))
+            raise SourceError("no clip matches", got=pattern, allowed=f"{categories}, or a pattern such as vos/park*")
+        chosen.update(found)
+    return [_clip(name, path) for name, path in sorted(chosen.items())]
+
+
+def _clip(name: str, path: Path) -> Clip:
+    info, parts = probe(path), name.split("/")
+    label = parts[1] if parts[0] in ACTION_SETS else None
+    return Clip(name, path, parts[0], label, info.width, info.height, info.fps, info.frames)
+
+
+def mot_truth(clip: Clip, width: int) -> dict[int, Boxes] | None:
+    """Frame (from 0) -> people with their identities, in samples of a picture `width` wide. None without a .gt.txt.
+
+    MOT Challenge format: frame from 1, identity, left, top, width, height, flag (0 means ignore), ...
+    """
+    path = clip.path.with_suffix(".gt.txt")
+    if not path.is_file():
+        return None
+    scale = width / clip.width
+    rows: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            frame, identity, x, y, w, h, flag = (float(value) for value in line.split(",")[:7])
+        except ValueError as error:
+            raise FormatError(f"{path}:{number} is not MOT ground truth", got=line[:80]) from error
+        if flag:
+            rows[int(frame) - 1].append((int(identity), [x * scale, y * scale, (x + w) * scale, (y + h) * scale]))
+    return {frame: Boxes.of([box for _, box in found], [name for name, _ in found]) for frame, found in rows.items()}
+
+
+def mask_truth(clip: Clip, width: int) -> dict[int, Boxes] | None:
+    """Frame (from 0) -> the box around the one annotated object, in samples of a picture `width` wide.
+
+    None without a .masks folder. Other objects of the picture are not annotated, so this gives recall and no more.
+    """
+    from PIL import Image
+
+    folder = clip.path.with_suffix(".masks")
+    if not folder.is_dir():
+        return None
+    scale = width / clip.width
+    truth = {}
+    for frame, path in enumerate(sorted(folder.glob("*.png"))):
+        rows, columns = np.nonzero(np.asarray(Image.open(path)) > 127)
+        if len(rows):
+            box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            truth[frame] = Boxes.of([[float(side) * scale for side in box]])
+    return truth

@@ -1,0 +1,207 @@
+"""One measurement of rate against accuracy: a clip through one system at one quality, scored; runs in a worker process.
+
+The original pictures are a system of their own (`ORIGINAL`): its boxes are the reference that agreement is with, and
+its scores are the ceiling that no bitrate can lift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.clips import Clip, mask_truth, mot_truth
+from benchmarks.metrics import Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
+from benchmarks.quality import picture_quality
+from benchmarks.systems import run_system
+from scene_edge.codec.media import read_video
+from scene_edge.codec.planes import Planes
+from scene_edge.server.analytics.action import open_recogniser
+from scene_edge.server.analytics.detections import Detections
+from scene_edge.server.analytics.detector import open_detector
+from scene_edge.server.analytics.seams import ActionRecogniser, Detector
+from scene_edge.server.analytics.tracker import ByteTracker
+
+ORIGINAL = "original"
+
+CONFIDENT = 0.3
+"""Boxes from this score on count for F1 and agreement, on both sides; AP50 and the tracker see the weak ones too."""
+
+PERSON = 0
+"""Index of `person` in the folded classes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all measurements of one run share. Strides are in frames: 5 looks at every fifth."""
+
+    gop: int
+    preset: str
+    limit: int | None
+    detect_width: int
+    action_width: int
+    detect_stride: int
+    track_stride: int
+    quality_stride: int
+    detector: Path
+    action_bundles: Mapping[str, str]
+
+    def width(self, clip: Clip) -> int:
+        """Width at which a clip is coded and looked at: never enlarged."""
+        return min(clip.width, self.action_width if clip.is_action else self.detect_width) // 2 * 2
+
+    def frames(self, clip: Clip) -> int:
+        return min(clip.frames, self.limit or clip.frames)
+
+    def stride(self, clip: Clip) -> int:
+        """Every how many frames boxes are looked for; tracking needs more of them than agreement does."""
+        return self.track_stride if clip.category == "mot" else self.detect_stride
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the record file. `crf` is None for the originals; `key` names clip, system and all that shaped it."""
+
+    key: str
+    clip: Clip
+    system: str
+    crf: int | None
+    settings: Settings
+
+
+def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record of a job; `reference` is that of the same clip's originals (None for these themselves)."""
+    clip, settings = job.clip, job.settings
+    originals, fps = _load(clip, settings.width(clip), settings.limit)
+    record: dict[str, Any] = {
+        "key": job.key,
+        "clip": clip.name,
+        "category": clip.category,
+        "system": job.system,
+        "crf": job.crf,
+        "size": [originals[0].width, originals[0].height],
+        "frames": len(originals),
+        "seconds": len(originals) / fps,
+    }
+    pictures = originals
+    if job.crf is not None:
+        output = run_system(job.system, originals, fps, crf=job.crf, gop=settings.gop, preset=settings.preset)
+        pictures = output.pictures
+        record |= {"bytes": output.bytes, "ms": output.ms}
+    if clip.has_boxes:
+        record |= _score_boxes(clip, settings, pictures, reference, fps)
+    if clip.is_action:
+        record["action"] = _recognise(clip, settings, pictures, fps)
+        record["action"]["reference"] = (reference or record)["action"]["predicted"]
+    elif job.crf is not None:
+        record["quality"] = asdict(picture_quality(originals, pictures, every=settings.quality_stride))
+    return record
+
+
+@lru_cache(maxsize=1)
+def _load(clip: Clip, width: int, limit: int | None) -> tuple[list[Planes], float]:
+    """The pictures of a clip and their rate. Jobs come clip by clip, so one is enough to keep."""
+    return [planes for planes, _ in read_video(clip.path, width=width, limit=limit)], clip.fps
+
+
+@lru_cache(maxsize=1)
+def _detector(path: Path) -> Detector:
+    return open_detector(path, threads=1)
+
+
+@lru_cache(maxsize=2)
+def _recogniser(bundle: str) -> ActionRecogniser:
+    return open_recogniser(bundle, threads=1)
+
+
+def _boxes(found: Detections) -> Boxes:
+    return Boxes(found.boxes.astype(np.float64), found.classes, found.scores.astype(np.float64))
+
+
+def _score_boxes(
+    clip: Clip, settings: Settings, pictures: Sequence[Planes], reference: Mapping[str, Any] | None, fps: float
+) -> dict[str, Any]:
+    detector, stride = _detector(settings.detector), settings.stride(clip)
+    found = {frame: detector.detect(pictures[frame]).folded() for frame in range(0, len(pictures), stride)}
+    boxes = {frame: _boxes(detections) for frame, detections in found.items()}
+    record: dict[str, Any] = {}
+    if reference is None:
+        record["detections"] = {frame: _to_json(seen) for frame, seen in boxes.items()}
+    else:
+        theirs = {int(frame): _from_json(seen) for frame, seen in reference["detections"].items()}
+        record["agreement"] = asdict(_total(boxes, theirs))
+    truth = mot_truth(clip, pictures[0].width)
+    if truth is not None:
+        record["truth"] = _score_people(truth, boxes)
+        record["tracking"] = _track(truth, found, fps / stride)
+    masks = mask_truth(clip, pictures[0].width)
+    if masks is not None:
+        record["masks"] = asdict(_recall_of_masks(boxes, masks))
+    return record
+
+
+def _total(found: Mapping[int, Boxes], truth: Mapping[int, Boxes]) -> Counts:
+    none = Boxes.of([])
+    pairs = [(boxes.above(CONFIDENT), truth.get(frame, none).above(CONFIDENT)) for frame, boxes in found.items()]
+    return sum((count_matches(*pair) for pair in pairs), Counts())
+
+
+def _people(boxes: Boxes) -> Boxes:
+    return boxes.where(boxes.labels == PERSON)
+
+
+def _score_people(truth: Mapping[int, Boxes], found: Mapping[int, Boxes]) -> dict[str, Any]:
+    """F1 and AP50 of people against ground truth; its labels are identities and play no part here."""
+    none = Boxes.of([])
+    people = {frame: _people(boxes) for frame, boxes in found.items()}
+    unnamed = {frame: Boxes.of(truth.get(frame, none).xyxy.tolist()) for frame in found}
+    return {**asdict(_total(people, unnamed)), "ap50": average_precision((people[f], unnamed[f]) for f in people)}
+
+
+def _track(truth: Mapping[int, Boxes], found: Mapping[int, Detections], rate: float) -> dict[str, Any]:
+    tracker = ByteTracker(rate)
+    tracks = {}
+    for frame, detections in found.items():
+        seen = tracker.update(detections.named("person"), frame)
+        tracks[frame] = Boxes.of([track.box for track in seen], [track.track_id for track in seen])
+    score = score_tracks(truth, tracks, found)
+    return {**asdict(score), "mota": score.mota, "idf1": score.idf1}
+
+
+def _recall_of_masks(found: Mapping[int, Boxes], truth: Mapping[int, Boxes]) -> Counts:
+    """How many annotated objects any confident box covers, of whatever class; false positives cannot be known."""
+    total = Counts()
+    for frame, boxes in found.items():
+        if frame in truth:
+            overlap = iou_matrix(truth[frame].xyxy, boxes.above(CONFIDENT).xyxy)
+            hit = int(overlap.size > 0 and overlap.max() >= 0.5)
+            total += Counts(hit, 0, 1 - hit)
+    return total
+
+
+def _recognise(clip: Clip, settings: Settings, pictures: Sequence[Planes], fps: float) -> dict[str, Any]:
+    """The clip's class: the label with the largest summed score over the verdicts that the recogniser gives."""
+    recogniser = _recogniser(settings.action_bundles[clip.category])
+    recogniser.reset()
+    votes: dict[str, float] = {}
+    for frame, planes in enumerate(pictures):
+        for action in recogniser.push(planes, frame, frame / fps):
+            votes[action.label] = votes.get(action.label, 0.0) + action.score
+    predicted = max(votes, key=lambda label: votes[label]).casefold() if votes else None
+    return {"label": clip.label, "predicted": predicted}
+
+
+def _to_json(boxes: Boxes) -> dict[str, Any]:
+    return {
+        "xyxy": boxes.xyxy.round(2).tolist(),
+        "labels": boxes.labels.tolist(),
+        "scores": boxes.scores.round(4).tolist(),
+    }
+
+
+def _from_json(record: Mapping[str, Any]) -> Boxes:
+    return Boxes.of(record["xyxy"], record["labels"], record["scores"])

@@ -1,0 +1,321 @@
+"""Bitrate against accuracy: x264 alone, with SCENE, with SMC and with both, on the development clips.
+
+    python -m benchmarks.rate_accuracy --clips mot --crfs 31,37,43 --systems x264,both --limit 60
+
+Every byte is counted. Every measurement is one line of OUT/records.jsonl, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import _report
+from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips
+from benchmarks.measure import ORIGINAL, Job, Settings, measure
+from benchmarks.plots import draw
+from benchmarks.summary import summarise
+from benchmarks.systems import SYSTEMS, bundle_digests
+from benchmarks.tables import show
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import ConfigError, RunError, SceneEdgeError
+
+EXAMPLE = "Example: python -m benchmarks.rate_accuracy --clips mot,vos --systems x264,both --limit 60"
+
+SCORING = 1
+"""Raise this when a change makes old records wrong; they are then measured anew."""
+
+console = Console()
+if not console.is_terminal:
+    console.width = 170  # a log file takes the whole table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured: first the originals, whose boxes the others are compared with."""
+
+    originals: tuple[Job, ...]
+    coded: tuple[Job, ...]
+
+
+def digest_of(spec: str) -> str:
+    """Digest of a bundle by name or folder, or of a single file."""
+    path = Path(spec)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else Bundle.open(spec).digest.hex()
+
+
+def is_judged(clip: Clip) -> bool:
+    """Whether a task is run on the clip, and so on its original as well."""
+    return clip.has_boxes or clip.is_action
+
+
+def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int], settings: Settings) -> Plan:
+    """Jobs in the order of the clips, so that a worker keeps a clip's pictures for its next job.
+
+    A job's key holds everything that shapes its numbers. Raises BundleError or ConfigError before anything runs.
+    """
+    detector = digest_of(str(settings.detector)) if any(clip.has_boxes for clip in clips) else ""
+    actions = {
+        name: digest_of(bundle)
+        for name, bundle in settings.action_bundles.items()
+        if any(clip.category == name for clip in clips)
+    }
+    coders = {system: bundle_digests(system) for system in systems}
+
+    def job(clip: Clip, system: str, crf: int | None) -> Job:
+        shape: dict[str, Any] = {
+            "scoring": SCORING,
+            "clip": [clip.name, clip.path.stat().st_size, settings.frames(clip), settings.width(clip)],
+            "stride": settings.stride(clip) if clip.has_boxes else None,
+            "judge": detector if clip.has_boxes else actions.get(clip.category),
+        }
+        if crf is not None:
+            coder = [crf, settings.gop, settings.preset, coders[system]]
+            shape |= {"coder": coder, "quality_stride": None if clip.is_action else settings.quality_stride}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+        return Job(f"{clip.name}|{system}|{crf}|{digest}", clip, system, crf, settings)
+
+    return Plan(
+        tuple(job(clip, ORIGINAL, None) for clip in clips if is_judged(clip)),
+        tuple(job(clip, system, crf) for clip in clips for system in systems for crf in crfs),
+    )
+
+
+class Records:
+    """The lines measured so far, by key. A line that a crash cut short is measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.by_key: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            self.by_key[record["key"]] = record
+        if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            with path.open("a") as file:
+                file.write("\n")
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.by_key[record["key"]] = record
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.key not in self.by_key]
+
+    def of(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        return [self.by_key[job.key] for job in jobs if job.key in self.by_key]
+
+
+def expected_cost(job: Job) -> float:
+    """Rough milliseconds of one core: for the order of magnitude of what is left, nothing else."""
+    settings, clip = job.settings, job.clip
+    frames, megapixels = settings.frames(clip), settings.width(clip) ** 2 * clip.height / clip.width / 1e6
+    cost = 0.0
+    if job.crf is not None:
+        scene, semantics = SYSTEMS[job.system]
+        cost += frames * megapixels * (10 + 30 * scene + 150 * semantics)
+        cost += 0 if clip.is_action else frames / settings.quality_stride * megapixels * 120
+    if clip.has_boxes:
+        cost += frames / settings.stride(clip) * 80 * (2 if clip.width >= 1.5 * clip.height else 1)
+    return cost + 100
+
+
+class Meter:
+    """Progress with the time that is left, weighted by expected cost: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, jobs: Sequence[Job], quiet_s: float = 30.0) -> None:
+        self._left, self._total = sum(map(expected_cost, jobs)), sum(map(expected_cost, jobs))
+        self._done, self._count = 0, len(jobs)
+        self._started_s = self._said_s = time.monotonic()
+        self._quiet_s = quiet_s
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, TextColumn("ETA {task.fields[eta]}"), console=console)
+        self._task = self._bar.add_task("measuring", total=len(jobs), eta="?")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        if not console.is_terminal:
+            yield
+            return
+        with self._bar:
+            yield
+
+    @property
+    def eta(self) -> str:
+        spent, worked = time.monotonic() - self._started_s, self._total - self._left
+        minutes = spent / worked * self._left / 60 if worked > 0 else 0.0
+        return f"{minutes:.0f} min" if worked > 0 else "?"
+
+    def step(self, job: Job) -> None:
+        self._left -= expected_cost(job)
+        self._done += 1
+        self._bar.update(self._task, advance=1, eta=self.eta, description=f"{job.clip.category} {job.system}")
+        now = time.monotonic()
+        if not console.is_terminal and now - self._said_s >= self._quiet_s:
+            self._said_s = now
+            console.print(f"{self._done} of {self._count} measured, ETA {self.eta}", highlight=False)
+
+
+def run_jobs(
+    jobs: Sequence[Job], records: Records, references: Mapping[str, Any], workers: int, meter: Meter
+) -> list[str]:
+    """Measure these jobs; returns a line for each that failed. An interrupt leaves only whole lines behind."""
+    failures: list[str] = []
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_single_threaded)
+    try:
+        waiting = iter(jobs)
+        running: dict[Future[dict[str, Any]], Job] = {}
+        while True:
+            # Few in flight: a reference holds a clip's boxes, and jobs stay in the order of the clips.
+            while len(running) < workers * 2 and (job := next(waiting, None)) is not None:
+                reference = references.get(job.clip.name)
+                if job.crf is not None and is_judged(job.clip) and reference is None:
+                    failures.append(f"{job.clip.name} {job.system} CRF {job.crf}: its original was not measured")
+                    meter.step(job)
+                    continue
+                running[pool.submit(measure, job, reference)] = job
+            if not running:
+                return failures
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    records.add(future.result())
+                except BrokenProcessPool as error:
+                    raise RunError("a worker process died", hint="Out of memory? Try --workers 1.") from error
+                except SceneEdgeError as error:
+                    failures.append(f"{job.clip.name} {job.system} CRF {job.crf}: {error}")
+                meter.step(job)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _single_threaded() -> None:
+    """As many processes as cores: threads of their own would only get in each other's way."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise ConfigError("not a list of numbers", got=text, allowed="such as 27,31,35") from error
+
+
+def _names(text: str, allowed: Sequence[str]) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ConfigError("no such system", got=unknown[0], allowed=", ".join(allowed))
+    return names
+
+
+def run(
+    clips: Annotated[
+        str, typer.Option(help="Categories or patterns, comma separated: mot, vos/park*, action_*.")
+    ] = "*",
+    crfs: Annotated[str, typer.Option(help="Constant qualities of x264; five or more for Bjontegaard deltas.")] = (
+        "27,31,35,39,43,47"
+    ),
+    systems: Annotated[str, typer.Option(help="Which systems to compare.")] = ",".join(SYSTEMS),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many frames of each clip.")] = None,
+    detect_width: Annotated[int, typer.Option(min=64, help="Wider clips are scaled down before coding.")] = 960,
+    action_width: Annotated[int, typer.Option(min=64, help="The same for action clips.")] = 320,
+    frames_stride: Annotated[int, typer.Option(min=1, help="Look for boxes in every so many frames.")] = 5,
+    track_stride: Annotated[int, typer.Option(min=1, help="The same where tracks are scored.")] = 2,
+    quality_stride: Annotated[int, typer.Option(min=1, help="VMAF and MS-SSIM of every so many frames.")] = 5,
+    gop: Annotated[int, typer.Option(min=1, help="Frames from keyframe to keyframe, for all systems.")] = 30,
+    preset: Annotated[str, typer.Option(help="Preset of x264, for all systems.")] = "superfast",
+    detector: Annotated[Path | None, typer.Option(help="YOLOX-style ONNX; default: yolox_nano of the data.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of records.jsonl, report.json and plot.png.")] = Path(
+        "runs/rate_accuracy"
+    ),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as well.")] = None,
+) -> None:
+    """Compare systems by bitrate and accuracy; print tables, write JSON and a plot."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    report = _report.envelope("rate_accuracy", seed=seed)
+    settings = Settings(
+        gop=gop,
+        preset=preset,
+        limit=limit,
+        detect_width=detect_width,
+        action_width=action_width,
+        detect_stride=frames_stride,
+        track_stride=track_stride,
+        quality_stride=quality_stride,
+        detector=detector or data_folder() / "models" / "yolox_nano.onnx",
+        action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
+    )
+    chosen = find_clips([part.strip() for part in clips.split(",")])
+    plan = make_plan(chosen, _names(systems, list(SYSTEMS)), _numbers(crfs), settings)
+    records = Records(out / "records.jsonl")
+    todo = records.missing(plan.originals), records.missing(plan.coded)
+    console.print(f"{len(plan.coded) - len(todo[1])} of {len(plan.coded)} measurements are there already")
+    started_s = time.monotonic()
+    meter = Meter([*todo[0], *todo[1]])
+    with meter.shown():
+        failures = run_jobs(todo[0], records, {}, workers, meter)
+        references = {record["clip"]: record for record in records.of(plan.originals)}
+        failures += run_jobs(todo[1], records, references, workers, meter)
+    measured = records.of(plan.originals) + records.of(plan.coded)
+    report |= {
+        "settings": {
+            **asdict(replace(settings, detector=Path(settings.detector.name))),
+            "detector": settings.detector.name,
+        },
+        "bundles": {system: bundle_digests(system) for system in SYSTEMS if system in systems.split(",")},
+        "wall_s": round(time.monotonic() - started_s, 1),
+        "measured_now": len(todo[0]) + len(todo[1]) - len(failures),
+        "failures": failures,
+        "groups": summarise(measured, seed=seed),
+        "records": [{key: value for key, value in record.items() if key != "detections"} for record in measured],
+    }
+    show(report["groups"], console)
+    draw(report["groups"], out / "plot.png")
+    for path in {out / "report.json", json_file} - {None}:
+        _report.write_json(path, report)
+    console.print(f"written: {out / 'report.json'}, {out / 'plot.png'}")
+    for line in failures:
+        console.print(f"[red]failed[/red] {line}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command(epilog=EXAMPLE)(run)
+    try:
+        app()
+    except SceneEdgeError as error:
+        console.print(f"[red]{error}[/red]")
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The systems that are compared (x264 alone, with SCENE, with SMC, with both): pictures in, pictures and bytes out.
+
+Everything but SCENE and SMC is the same for all: encoder, preset, GOP, SEI, transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.planes import Planes
+from scene_edge.edge.clip import EncodedClip, encode_clip
+from scene_edge.edge.config import CameraConfig
+from scene_edge.edge.networks import Networks, open_networks
+from scene_edge.edge.settings import load_config
+
+SYSTEMS = MappingProxyType({"x264": (False, False), "scene": (True, False), "smc": (False, True), "both": (True, True)})
+"""Name -> (SCENE on, SMC on)."""
+
+SESSION_ID = 1
+"""The same for every run, so that the same settings give the same bytes."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the server sees. bytes: video, semantic, sei, overhead, total; ms: mean per frame of each stage."""
+
+    pictures: list[Planes]
+    bytes: dict[str, int]
+    ms: dict[str, float]
+
+
+def camera_config(system: str, *, crf: int, gop: int, preset: str) -> CameraConfig:
+    """The `cpu` profile, whatever the environment says, with one thread in each stage. Raises ConfigError."""
+    if system not in SYSTEMS:
+        raise ConfigError("no such system", got=system, allowed=", ".join(SYSTEMS))
+    scene, semantics = SYSTEMS[system]
+    overrides = {
+        "scene.enabled": scene,
+        "semantics.enabled": semantics,
+        "scene.threads": 1,
+        "semantics.threads": 1,
+        "video.encoder": "libx264",
+        "video.crf": crf,
+        "video.gop": gop,
+        "video.preset": preset,
+        "video.threads": 1,
+    }
+    return load_config(
+        "cpu", overrides=[f"{key}={str(value).lower()}" for key, value in overrides.items()], environment={}
+    )
+
+
+def bundle_digests(system: str) -> dict[str, str]:
+    """Name -> digest of the bundles that a system uses. Raises BundleError where one is missing."""
+    config = camera_config(system, crf=30, gop=30, preset="superfast")
+    used = [network.bundle for network in (config.scene, config.semantics) if network.enabled]
+    return {name: Bundle.open(name).digest.hex() for name in used}
+
+
+@lru_cache(maxsize=4)
+def _networks(system: str, width: int, height: int) -> Networks:
+    """Opened once for each size; the quality of the video does not concern them."""
+    config = camera_config(system, crf=30, gop=30, preset="superfast")
+    return open_networks(config, width, height, strict=True)
+
+
+def encode(system: str, pictures: Sequence[Planes], fps: float, *, crf: int, gop: int, preset: str) -> EncodedClip:
+    config = camera_config(system, crf=crf, gop=gop, preset=preset)
+    networks = _networks(system, pictures[0].width, pictures[0].height)
+    return encode_clip(pictures, fps, config, networks=networks, session_id=SESSION_ID)
+
+
+def run_system(system: str, pictures: Sequence[Planes], fps: float, *, crf: int, gop: int, preset: str) -> Output:
+    clip = encode(system, pictures, fps, crf=crf, gop=gop, preset=preset)
+    from scene_edge.codec.h264 import H264Decoder
+
+    d = H264Decoder()
+    out = [p for au in clip.access_units for _, p in d.decode(au.data, au.frame_seq)]
+    out += [p for _, p in d.flush()]
+    return Output(out, clip.bytes | {"overhead": 0}, clip.ms)
