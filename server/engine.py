@@ -1,4 +1,4 @@
-"""Who runs the cameras' workers: the Engine seam; in the caller's thread (InlineEngine), or a thread each (LocalEngine).
+"""Who runs the workers: the Engine seam; in the caller's thread (InlineEngine), or one thread a camera (LocalEngine).
 
 Contract of every engine: the messages of one camera are handled in the order of `submit` by one worker; a camera that
 is slow or fails does not touch the others' order or results; `submit` waits for room, at most as long as it was told,

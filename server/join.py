@@ -16,7 +16,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.packet import FLAG_GOP_CUT, SemanticPacket
 
 MAX_REMEMBERED = 4096
 """So many frames that left without semantics are remembered, to tell a late packet from a repeated one."""
@@ -77,6 +77,7 @@ class Joiner:
     _units: dict[int, tuple[VideoUnit, float]] = field(default_factory=dict)
     _packets: dict[int, SemanticPacket] = field(default_factory=dict)
     _unmatched: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED))
+    _cut: bool = False
     _bytes: int = 0
     _first_arrival_s: float | None = None
 
@@ -96,7 +97,7 @@ class Joiner:
 
     def add_semantics(self, packet: SemanticPacket) -> None:
         """Take a packet; frames of it that have left already are counted as late (or repeated)."""
-        for seq in range(packet.first_seq, packet.first_seq + len(packet.payloads)):
+        for seq in range(packet.first_seq, packet.last_seq + 1):
             if self.next_seq is None or seq >= self.next_seq:
                 self._packets.setdefault(seq, packet)
             elif seq in self._unmatched:
@@ -127,7 +128,7 @@ class Joiner:
             unit, arrived_s = held
             packet = self._packets.get(self.next_seq)
             overdue = now_s >= arrived_s + self.deadline_s or self._overfull()
-            if packet is None and self.expect_semantics and not overdue:
+            if packet is None and self._awaited(unit) and not overdue:
                 break
             out.append(self._leave(unit, packet))
         return out
@@ -154,6 +155,10 @@ class Joiner:
             return None
         return self.counts["matched"] / due
 
+    def _awaited(self, unit: VideoUnit) -> bool:
+        """Whether semantics may still come: not in a GOP whose packet said that it was cut short."""
+        return self.expect_semantics and (unit.keyframe or not self._cut)
+
     def _overfull(self) -> bool:
         return len(self._units) > self.max_frames or self._bytes > self.max_bytes
 
@@ -175,6 +180,9 @@ class Joiner:
         self._packets.pop(seq, None)
         self._bytes -= len(unit.data)
         self.next_seq = seq + 1
+        self._cut = self._cut and not unit.keyframe
+        if packet is not None and seq == packet.last_seq:
+            self._cut = bool(packet.flags & FLAG_GOP_CUT)
         if packet is not None:
             status = JoinStatus.MATCHED
         elif self.expect_semantics:

@@ -6,18 +6,18 @@ from fractions import Fraction
 
 import av
 import av.error
-import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 
 from scene_edge.codec.errors import EncoderError
-from scene_edge.codec.planes import U8, Planes
+from scene_edge.codec.planes import Planes
+from scene_edge.server.planar import i420
 
 
 def encode_jpeg(planes: Planes, quality: int = 85) -> bytes:
     """A JPEG of the picture; quality 10..100 as libjpeg counts it. Raises EncoderError."""
-    frame = VideoFrame.from_ndarray(_i420(planes), format="yuv420p")
+    frame = VideoFrame.from_ndarray(i420(planes), format="yuv420p")
     frame = frame.reformat(format="yuvj420p", src_color_range=ColorRange.MPEG, dst_color_range=ColorRange.JPEG)
     context = av.CodecContext.create("mjpeg", "w")
     if not isinstance(context, VideoCodecContext):
@@ -37,9 +37,3 @@ def encode_jpeg(planes: Planes, quality: int = 85) -> bytes:
 def _quantiser(quality: int) -> int:
     """libjpeg's quality -> FFmpeg's quantiser 2 (best) .. 31."""
     return min(31, max(2, round(2 + (95 - quality) * 0.22)))
-
-
-def _i420(planes: Planes) -> U8:
-    """[H * 3/2, W]: luma, then Cb and Cr as they lie in memory."""
-    chroma = np.concatenate((planes.u.ravel(), planes.v.ravel())).reshape(planes.height // 2, planes.width)
-    return np.concatenate((planes.y, chroma))
