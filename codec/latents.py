@@ -4,7 +4,8 @@ No float takes part: tables are 16-bit integers from the bundle, and which one a
 ends have. A frame's symbols come in three runs: one gate per channel, the values of the channels whose gate is open in
 raster order, then the escaped magnitudes. The gate's table follows from the channel's gate in the frame before
 (0 no frame before, 1 closed, 2 open), a value's from the value before at the same place (0 no frame before, then
-|value| = 0, 1, >= 2). A frame of zeros alone is b"": symbols that begin at 0 in their table do not move the coder.
+|value| = 0, 1, >= 2). A value's symbol counts 0, -1, 1, -2, 2 ..: what begins at 0 in its table does not move the coder
+while its state is 0, so that the zeros at a frame's end are free and a frame of zeros alone is b"".
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class LatentCoder:
             decoder = RansDecoder(payload)
             active = np.flatnonzero(decoder.read(_gate_rows(previous, tables.channels), tables.gates))
             symbols = np.asarray(decoder.read(_value_rows(previous, active, shape), tables.symbols), np.int64)
-            values = symbols - max_abs
+            values = _values_of(symbols)
             for place in np.flatnonzero(symbols == 2 * max_abs + 1).tolist():
                 values[place] = _read_escape(decoder, max_abs)
             decoder.finish()
@@ -247,9 +248,15 @@ def _value_rows(previous: I16 | None, active: NDArray[np.intp], shape: tuple[int
 
 
 def _symbols_of(values: I16, max_abs: int) -> NDArray[np.int64]:
-    symbols = values.reshape(-1).astype(np.int64) + max_abs
-    symbols[(symbols < 0) | (symbols > 2 * max_abs)] = 2 * max_abs + 1
+    """0, -1, 1, -2, 2 .. -> 0, 1, 2, 3, 4 ..; whatever lies beyond max_abs -> the escape symbol."""
+    wide = values.reshape(-1).astype(np.int64)
+    symbols: NDArray[np.int64] = np.minimum((wide << 1) ^ (wide >> 63), 2 * max_abs + 1)
     return symbols
+
+
+def _values_of(symbols: NDArray[np.int64]) -> NDArray[np.int64]:
+    values: NDArray[np.int64] = (symbols >> 1) ^ -(symbols & 1)
+    return values
 
 
 def _escape_bits(value: int, max_abs: int) -> list[int]:
