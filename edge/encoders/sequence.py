@@ -60,8 +60,11 @@ class Sequencer(Generic[F]):
         self._inside.clear()
         return out
 
-    def close(self) -> None:
-        self._encoder.close()
+    def abandon(self) -> int:
+        """Give up what is inside the encoder; returns how many frames that is."""
+        inside = len(self._inside)
+        self._inside.clear()
+        return inside
 
     def _matched(self, pictures: list[CodedPicture]) -> list[Encoded[F]]:
         out = []

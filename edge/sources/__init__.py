@@ -24,6 +24,7 @@ __all__ = [
     "StreetSource",
     "TestSource",
     "open_source",
+    "without_password",
 ]
 
 _ALLOWED = "a file path, testsrc:, street:[SEED], rtsp://, http://, v4l2:/dev/videoN, picamera2:N"
@@ -64,7 +65,7 @@ def open_source(
         )
     if scheme in ("rtsp", "rtsps", "http", "https"):
         options = {"rtsp_transport": "tcp", "fflags": "nobuffer"} if scheme.startswith("rtsp") else {}
-        return LiveSource(url, label=_without_password(url), options=options, max_width=max_width, clock=clock)
+        return LiveSource(url, label=without_password(url), options=options, max_width=max_width, clock=clock)
     if scheme == "v4l2" or url.startswith("/dev/video"):
         device = rest if scheme == "v4l2" else url
         options = {"video_size": f"{config.width}x{config.height}", "framerate": f"{config.fps:g}"}
@@ -80,8 +81,8 @@ def open_source(
     if scheme == "file":
         path = urlsplit(url).path if url.startswith("file://") else rest if url.startswith("file:") else url
         return FileSource(path, pace=config.pace, loop=config.loop, max_width=max_width, clock=clock)
-    raise SourceError("no source for this URL", got=_without_password(url), allowed=_ALLOWED)
+    raise SourceError("no source for this URL", got=without_password(url), allowed=_ALLOWED)
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", url)

@@ -1,0 +1,331 @@
+"""The camera's stages, each in its thread with one bounded queue before it: capture, SCENE, H.264, SMC, spool.
+
+What happens when a queue is full: a source that can wait (a file at pace `asap`) waits, and so does everything behind
+it, so that nothing is lost. A live source drops the frame and counts it. A full semantics queue costs the rest of that
+GOP its semantics, never a picture. A full spool costs a live camera the rest of the GOP, since no decoder could use it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scene_edge.codec.errors import EngineError
+from scene_edge.codec.identity import AccessUnit, Frame
+from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.planes import Planes
+from scene_edge.codec.videomessage import split_video
+from scene_edge.edge.clip import with_anchor
+from scene_edge.edge.clock import Clock
+from scene_edge.edge.config import CameraConfig
+from scene_edge.edge.encoders import Sequencer, VideoEncoder
+from scene_edge.edge.gop import GopCoder, StageTime
+from scene_edge.edge.ledger import Ledger
+from scene_edge.edge.networks import Networks
+from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
+from scene_edge.edge.sources import Source, SourceInfo
+from scene_edge.edge.spool import Record, Spool
+
+Degrade = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A frame, and when it was read: the clock of its latency, since a file's capture times are not of today."""
+
+    frame: Frame
+    taken_ns: int
+
+    @property
+    def capture_ns(self) -> int:
+        return self.frame.capture_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    captured: Captured
+    planes: Planes
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticJob:
+    unit: AccessUnit
+    original: Planes
+
+
+class Pipeline:
+    """Start once, then `join`. The first error of a stage ends all of them and is raised by `join`."""
+
+    def __init__(
+        self,
+        config: CameraConfig,
+        source: Source,
+        info: SourceInfo,
+        encoder: VideoEncoder,
+        networks: Networks,
+        spool: Spool,
+        ledger: Ledger,
+        *,
+        session_id: int,
+        utc_quality: int,
+        clock: Clock,
+        degrade: Degrade,
+        frames: int | None = None,
+    ) -> None:
+        self._config, self._source, self._info = config, source, info
+        self._spool, self._ledger, self._clock, self._degrade = spool, ledger, clock, degrade
+        self._session_id, self._utc_quality, self._limit = session_id, utc_quality, frames
+        self._scene = networks.scene
+        self._sequencer: Sequencer[Captured] = Sequencer(encoder)
+        self._gop = self._make_gop(networks)
+        self._lossless = not info.live
+        full = WhenFull.WAIT if self._lossless else WhenFull.REFUSE
+        sizes = config.queues
+        self._to_scene: BoundedQueue[Captured] = BoundedQueue("scene", sizes.scene, full)
+        # Between two stages of our own the producer waits: what is too much is turned away at the door, once.
+        self._to_encode: BoundedQueue[Filtered] = BoundedQueue("encode", sizes.encode, WhenFull.WAIT)
+        self._to_semantics: BoundedQueue[SemanticJob] = BoundedQueue("semantics", sizes.semantics, full)
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._error_lock = threading.Lock()
+        self._semantics_on = self._gop is not None
+        self._skip_semantics = self._skip_video = False
+        self._lost_seen = 0
+        self.encoded = 0
+        self._scene_time, self._video_time = StageTime(), StageTime()
+        stages = [("capture", self._capture), ("scene", self._filter), ("encode", self._encode)]
+        if self._gop is not None:
+            stages.append(("semantics", self._code_semantics))
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True) for name, work in stages
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of the stream; False if it has not come in time. Raises the error that ended it."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def stop(self) -> None:
+        """End the stream after the frames that are under way."""
+        self._stopping.set()
+        self._source.stop()
+        self._notify_spool()
+
+    @property
+    def semantics_on(self) -> bool:
+        return self._semantics_on
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        times = {"scene": self._scene_time, "encode": self._video_time}
+        if self._gop is not None:
+            times |= {"decode": self._gop.decode_time, "semantics": self._gop.encode_time}
+        return {name: round(stage.mean_ms, 3) for name, stage in times.items()}
+
+    def meters(self) -> list[QueueMeter]:
+        return [queue.meter() for queue in (self._to_scene, self._to_encode, self._to_semantics)]
+
+    def _make_gop(self, networks: Networks) -> GopCoder | None:
+        if networks.semantics is None:
+            return None
+        return GopCoder(
+            networks.semantics,
+            session_id=self._session_id,
+            width=self._info.width,
+            height=self._info.height,
+            frame_period_ns=self._info.frame_period_ns,
+            gop=self._config.video.gop,
+            max_latency_ms=self._config.semantics.max_latency_ms,
+        )
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            # Kept for join(), which raises it in the thread that can do something about it.
+            with self._error_lock:
+                self._error = self._error or error
+            self._cancel()
+
+    def _cancel(self) -> None:
+        self.stop()
+        for queue in (self._to_scene, self._to_encode):
+            left = len(queue.cancel())
+            if left:
+                self._ledger.drop("failed", left)
+        self._to_semantics.cancel()
+
+    def _capture(self) -> None:
+        taken = 0
+        try:
+            while not self._stopping.is_set() and taken != self._limit:
+                frame = self._source.read()
+                if frame is None:
+                    break
+                taken += 1
+                self._ledger.capture()
+                if not self._to_scene.put(Captured(frame, self._clock.now_ns())):
+                    self._ledger.drop("failed" if self._error else "queue_full")
+        finally:
+            self._to_scene.finish()
+
+    def _filter(self) -> None:
+        try:
+            while (captured := self._to_scene.get()) is not None:
+                try:
+                    planes = self._filtered(captured.frame)
+                except BaseException:
+                    self._ledger.drop("failed")
+                    raise
+                if not self._to_encode.put(Filtered(captured, planes)):
+                    self._ledger.drop("failed")
+        finally:
+            self._to_encode.finish()
+
+    def _filtered(self, frame: Frame) -> Planes:
+        if self._scene is None:
+            return frame.planes
+        started_ns = time.perf_counter_ns()
+        try:
+            planes = self._scene.apply(frame.planes, frame.capture_ns)
+        except EngineError as error:
+            self._scene = None
+            self._degrade(f"no scene: {error}")
+            return frame.planes
+        self._scene_time.add(started_ns)
+        return planes
+
+    def _encode(self) -> None:
+        try:
+            while (item := self._to_encode.get()) is not None:
+                self._encode_one(item)
+            for encoded in self._sequencer.flush():
+                self._emit(encoded.unit, encoded.source)
+            self._account_lost()
+        finally:
+            inside = self._sequencer.abandon()
+            if inside:
+                self._ledger.drop("failed", inside)
+            self._to_semantics.finish()
+
+    def _encode_one(self, item: Filtered) -> None:
+        started_ns = time.perf_counter_ns()
+        encoded = self._sequencer.encode(item.planes, item.captured)
+        self._video_time.add(started_ns)
+        self._account_lost()
+        for index, done in enumerate(encoded):
+            try:
+                self._emit(done.unit, done.source)
+            except BaseException:
+                self._ledger.drop("failed", len(encoded) - index)
+                raise
+
+    def _account_lost(self) -> None:
+        lost = self._sequencer.lost - self._lost_seen
+        if lost:
+            self._lost_seen += lost
+            self._ledger.drop("encoder", lost)
+
+    def _emit(self, unit: AccessUnit, captured: Captured) -> None:
+        """One access unit into the spool, then to the semantic encoder."""
+        self.encoded += 1
+        if unit.keyframe:
+            self._skip_video = self._skip_semantics = False
+        if self._skip_video or not self._spool_video(unit, captured):
+            self._skip_video = True
+            self._ledger.drop("spool_full" if not self._stopping.is_set() else "shutdown")
+            return
+        if not self._semantics_on:
+            return
+        if not self._skip_semantics:
+            self._skip_semantics = not self._to_semantics.put(SemanticJob(unit, captured.frame.planes))
+        if self._skip_semantics:
+            self._ledger.lose_semantics("queue_full")
+
+    def _spool_video(self, unit: AccessUnit, captured: Captured) -> bool:
+        frame = captured.frame
+        marked = with_anchor(unit, frame, self._session_id, self._config.video.sei, self._utc_quality)
+        messages = split_video(
+            marked,
+            session_id=self._session_id,
+            width=self._info.width,
+            height=self._info.height,
+            # Eight bytes a frame would be most of a quiet stream: the offset drifts slowly, a keyframe's is enough.
+            utc_offset_ns=frame.utc_offset_ns if unit.keyframe else 0,
+        )
+        last = len(messages) - 1
+        records = [
+            Record("video", message.to_bytes(), unit.frame_seq, int(index == last), captured.taken_ns)
+            for index, message in enumerate(messages)
+        ]
+        self._ledger.spool()
+        if not self._put(records):
+            self._ledger.unspool()
+            return False
+        self._ledger.add_bytes(
+            media_ns=unit.capture_ns,
+            video=len(unit.data),
+            sei=len(marked.data) - len(unit.data),
+            overhead=sum(len(record.payload) for record in records) - len(marked.data),
+        )
+        return True
+
+    def _put(self, records: list[Record]) -> bool:
+        """Live: at once or not at all. A source that can wait: as soon as the server has made room."""
+        if self._spool.put(records):
+            return True
+        if not self._lossless:
+            return False
+        with self._spool.changed:
+            while not self._stopping.is_set():
+                if self._spool.put(records, must=self._spool.counts().records == 0):
+                    return True
+                self._spool.changed.wait()
+        return False
+
+    def _code_semantics(self) -> None:
+        if self._gop is None:
+            return
+        while (job := self._to_semantics.get()) is not None:
+            if not self._semantics_on:
+                self._ledger.lose_semantics("engine")
+                continue
+            try:
+                self._spool_packets(self._gop.push(job.unit, job.original))
+            except EngineError as error:
+                self._semantics_on = False
+                self._ledger.lose_semantics("engine")
+                self._degrade(f"no semantics: {error}")
+            self._account_lost_semantics(self._gop)
+        self._spool_packets(self._gop.flush())
+
+    def _account_lost_semantics(self, gop: GopCoder) -> None:
+        for reason, frames in gop.lost.items():
+            self._ledger.lose_semantics(reason, frames)
+        gop.lost.clear()
+
+    def _spool_packets(self, packets: list[SemanticPacket]) -> None:
+        for packet in packets:
+            data = packet.to_bytes()
+            # A packet is small and frames wait for it at the server: it never waits for room itself.
+            if self._spool.put([Record("semantic", data, packet.last_seq)], must=True):
+                self._ledger.code_semantics(packet.count)
+                self._ledger.add_bytes(semantic=len(data))
+            else:
+                self._ledger.lose_semantics("too_late", packet.count)
+
+    def _notify_spool(self) -> None:
+        with self._spool.changed:
+            self._spool.changed.notify_all()

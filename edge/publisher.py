@@ -1,0 +1,243 @@
+"""Sends what is in the spool, in order, and frees it when the server says so; comes back by itself after a loss."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scene_edge.codec.errors import TransportError
+from scene_edge.codec.identity import SessionId, session_hex
+from scene_edge.codec.topics import Topics
+from scene_edge.edge.backoff import Backoff
+from scene_edge.edge.clock import Clock
+from scene_edge.edge.config import MqttConfig, broker_address
+from scene_edge.edge.ledger import Ledger
+from scene_edge.edge.spool import Record, Spool
+from scene_edge.edge.transport import Listener, Message, Transport
+from scene_edge.edge.wire import publish_overhead
+
+REPORT_PERIOD_S = 1.0
+GOODBYE_S = 2.0
+MAX_ACK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What the publisher says for the camera: the retained status and birth, and the ledger of every second."""
+
+    status: Callable[[], str]
+    birth: Callable[[], bytes]
+    ledger: Callable[[], bytes]
+
+
+class Publisher:
+    """One thread. Records are sent once per connection, in order. After a reconnect, and when the server has been silent
+    for `resend_after_s`, what it has not acknowledged is sent again. Duplicates are the server's to ignore.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        spool: Spool,
+        ledger: Ledger,
+        config: MqttConfig,
+        *,
+        camera: str,
+        session_id: SessionId,
+        voice: Voice,
+        clock: Clock,
+        generator: random.Random | None = None,
+        log: Callable[..., None] = lambda _event, **_values: None,
+    ) -> None:
+        self._transport, self._spool, self._ledger, self._config = transport, spool, ledger, config
+        self._topics = Topics(camera)
+        self._session = session_hex(session_id)
+        self._voice, self._clock, self._log = voice, clock, log
+        self._tls = broker_address(config.broker)[2]
+        self._backoff = Backoff(config.backoff_base_ms / 1e3, config.backoff_cap_ms / 1e3, generator or random.Random())
+        self._changed = spool.changed
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._online = False
+        self._cursor = 0
+        self._last_sent_id = 0
+        self._progress_ns = 0
+        self._patience = 1.0
+        self._epoch = 0
+        self._announced: tuple[str, bytes] | None = None
+        self.connections = 0
+        self.resent = 0
+        self.bad_acks = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def online(self) -> bool:
+        return self._online
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the server has acknowledged everything; False if it has not in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._spool.counts().records == 0, seconds)
+
+    def stop(self) -> None:
+        """Say goodbye (status `stopped`) and end the thread. What is still in the spool stays there."""
+        self._stopping.set()
+        self._wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._connect()
+            except TransportError as error:
+                wait_s = self._backoff.next_s()
+                self._log("broker.unreachable", reason=str(error), retry_in_s=round(wait_s, 2))
+                self._clock.wait(self._stopping, wait_s)
+                continue
+            self._backoff.reset()
+            try:
+                self._converse()
+                if self._stopping.is_set():
+                    self._say_goodbye()
+            except TransportError as error:
+                self._log("broker.lost", reason=str(error))
+            self._online = False
+            self._transport.close()
+
+    def _connect(self) -> None:
+        will = Message(self._topics.status, b"offline", retain=True)
+        # Online before the call: a loss while it returns must not be overwritten.
+        self._online = True
+        try:
+            self._transport.connect(will, [self._topics.ack], Listener(self._on_message, self._wake, self._on_lost))
+        except TransportError:
+            self._online = False
+            raise
+        self.connections += 1
+        self._cursor = 0
+        self._announced = None
+        self._progress_ns = self._clock.now_ns()
+        self._log("broker.connected", broker=self._config.broker)
+
+    def _converse(self) -> None:
+        report_ns = 0
+        while self._online and not self._stopping.is_set():
+            now_ns = self._clock.now_ns()
+            if now_ns >= report_ns:
+                self._announce()
+                self._send(self._topics.ledger, self._voice.ledger(), qos=0)
+                report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
+            self._rewind_if_silent(now_ns)
+            if self._send_next():
+                continue
+            with self._changed:
+                timeout_s = max(0.0, (report_ns - self._clock.now_ns()) / 1e9)
+                self._changed.wait_for(self._has_work, timeout_s)
+
+    def _has_work(self) -> bool:
+        if not self._online or self._stopping.is_set():
+            return True
+        room = self._transport.in_flight() < self._config.window
+        return room and self._spool.next_after(self._cursor) is not None
+
+    def _send_next(self) -> bool:
+        if self._transport.in_flight() >= self._config.window:
+            return False
+        record = self._spool.next_after(self._cursor)
+        if record is None:
+            return False
+        first = self._spool.next_after(0)
+        if first is not None and first.record_id == record.record_id:
+            # Nothing sent is waiting for an answer: the server's silence is counted from here.
+            self._progress_ns = self._clock.now_ns()
+        topic = self._topics.video if record.leaf == "video" else self._topics.semantic
+        self._transport.publish(Message(topic, record.payload, self._config.qos))
+        self._cursor = record.record_id
+        self._account(topic, record)
+        return True
+
+    def _account(self, topic: str, record: Record) -> None:
+        """Streams' own bytes were counted when they were made; here comes what the line adds, all of it on a resend."""
+        overhead = publish_overhead(topic, len(record.payload), self._config.qos, tls=self._tls)
+        if record.record_id <= self._last_sent_id:
+            self.resent += 1
+            overhead += len(record.payload)
+        self._last_sent_id = max(self._last_sent_id, record.record_id)
+        self._ledger.add_bytes(overhead=overhead)
+
+    def _rewind_if_silent(self, now_ns: int) -> None:
+        first = self._spool.next_after(0)
+        if first is None or first.record_id > self._cursor:
+            return
+        if now_ns - self._progress_ns > self._config.resend_after_s * self._patience * 1e9:
+            self._log("server.silent", records=self._spool.counts().records)
+            self._cursor = 0
+            self._progress_ns = now_ns
+            self._patience = min(self._patience * 2, 16.0)
+
+    def _announce(self) -> None:
+        """Status and birth are retained, so they are sent again only when they changed."""
+        said = self._voice.status(), self._voice.birth()
+        if said != self._announced:
+            self._send(self._topics.birth, said[1], retain=True)
+            self._send(self._topics.status, said[0].encode(), retain=True)
+            self._announced = said
+
+    def _say_goodbye(self) -> None:
+        self._send(self._topics.ledger, self._voice.ledger(), qos=0)
+        self._send(self._topics.status, b"stopped", retain=True)
+        with self._changed:
+            self._changed.wait_for(lambda: self._transport.in_flight() == 0 or not self._online, GOODBYE_S)
+
+    def _send(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        self._transport.publish(Message(topic, payload, qos, retain))
+        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), qos, tls=self._tls))
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if topic != self._topics.ack:
+            return
+        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 1, tls=self._tls))
+        seq = self._acknowledged_seq(payload)
+        if seq is None:
+            return
+        freed = self._spool.acknowledge(seq)
+        if freed:
+            now_ns = self._progress_ns = self._clock.now_ns()
+            self._patience = 1.0
+            frames = [record for record in freed if record.frames]
+            latencies_ms = [(now_ns - record.taken_ns) / 1e6 for record in frames]
+            self._ledger.commit(sum(record.frames for record in frames), latencies_ms)
+
+    def _acknowledged_seq(self, payload: bytes) -> int | None:
+        """The number in an ack that is ours and not stale; anything else is counted and ignored."""
+        try:
+            ack = json.loads(payload) if len(payload) <= MAX_ACK_BYTES else None
+        except (ValueError, RecursionError):
+            ack = None
+        if not isinstance(ack, dict):
+            self.bad_acks += 1
+            return None
+        seq, epoch = _whole(ack.get("seq")), _whole(ack.get("epoch", 0))
+        if ack.get("session") != self._session or seq is None or epoch is None or epoch < self._epoch:
+            self.bad_acks += 1
+            return None
+        self._epoch = epoch
+        return seq
+
+    def _on_lost(self, _reason: str) -> None:
+        self._online = False
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _whole(value: object) -> int | None:
+    """A number from 0 to 2^32 - 1, or None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32 else None
