@@ -20,10 +20,10 @@ from benchmarks.quality import picture_quality
 from benchmarks.systems import run_system
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import Planes
-from scene_edge.server.analytics.action import open_recogniser
+from scene_edge.server.analytics.action import ClipRecogniser, open_recogniser
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.detector import open_detector
-from scene_edge.server.analytics.seams import ActionRecogniser, Detector
+from scene_edge.server.analytics.seams import Detector
 from scene_edge.server.analytics.tracker import ByteTracker
 
 ORIGINAL = "original"
@@ -95,7 +95,7 @@ def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
     if clip.has_boxes:
         record |= _score_boxes(clip, settings, pictures, reference, fps)
     if clip.is_action:
-        record["action"] = _recognise(clip, settings, pictures, fps)
+        record["action"] = _recognise(clip, settings, pictures)
         record["action"]["reference"] = (reference or record)["action"]["predicted"]
     elif job.crf is not None:
         record["quality"] = asdict(picture_quality(originals, pictures, every=settings.quality_stride))
@@ -114,7 +114,7 @@ def _detector(path: Path) -> Detector:
 
 
 @lru_cache(maxsize=2)
-def _recogniser(bundle: str) -> ActionRecogniser:
+def _recogniser(bundle: str) -> ClipRecogniser:
     return open_recogniser(bundle, threads=1)
 
 
@@ -183,16 +183,10 @@ def _recall_of_masks(found: Mapping[int, Boxes], truth: Mapping[int, Boxes]) -> 
     return total
 
 
-def _recognise(clip: Clip, settings: Settings, pictures: Sequence[Planes], fps: float) -> dict[str, Any]:
-    """The clip's class: the label with the largest summed score over the verdicts that the recogniser gives."""
-    recogniser = _recogniser(settings.action_bundles[clip.category])
-    recogniser.reset()
-    votes: dict[str, float] = {}
-    for frame, planes in enumerate(pictures):
-        for action in recogniser.push(planes, frame, frame / fps):
-            votes[action.label] = votes.get(action.label, 0.0) + action.score
-    predicted = max(votes, key=lambda label: votes[label]).casefold() if votes else None
-    return {"label": clip.label, "predicted": predicted}
+def _recognise(clip: Clip, settings: Settings, pictures: Sequence[Planes]) -> dict[str, Any]:
+    """The class of the whole, trimmed clip."""
+    scores = _recogniser(settings.action_bundles[clip.category]).classify(pictures)
+    return {"label": clip.label, "predicted": max(scores, key=lambda label: scores[label]).casefold()}
 
 
 def _to_json(boxes: Boxes) -> dict[str, Any]:

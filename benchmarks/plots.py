@@ -50,6 +50,8 @@ def draw(groups: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _panel(axis: Any, entry: Mapping[str, Any], metric: str, title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for system, colour in COLOURS.items():
         points = [
             (point["kbps"]["total"], point["scores"][metric])
@@ -63,6 +65,9 @@ def _panel(axis: Any, entry: Mapping[str, Any], metric: str, title: str) -> None
     if ceiling is not None:
         axis.axhline(ceiling, color="#999999", linestyle="--", linewidth=1, label="original")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("kbit/s, all bytes")
     axis.set_title(f"{title} ({entry['clips']} clip{'s' if entry['clips'] != 1 else ''})", fontsize=10)
     axis.grid(visible=True, which="both", alpha=0.25)
