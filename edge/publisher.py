@@ -34,8 +34,8 @@ class Voice:
 
 
 class Publisher:
-    """One thread. Records are sent once per connection, in order. After a reconnect, and when the server has been silent
-    for `resend_after_s`, what it has not acknowledged is sent again. Duplicates are the server's to ignore.
+    """One thread. Records are sent once per connection, in order. After a reconnect, and when the server was silent for
+    `resend_after_s`, what it has not acknowledged is sent again. Duplicates are the server's to ignore.
     """
 
     def __init__(

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from scene_edge.codec.errors import ConfigError
 from scene_edge.edge.board import detect_profile
@@ -98,7 +98,7 @@ def environment_layer(environment: Mapping[str, str]) -> Layer:
         path = tuple(name[len(ENVIRONMENT_PREFIX) :].lower().split("__"))
         nested = path[0] in CameraConfig.model_fields and (len(path) > 1) == _is_section(path[0])
         if nested and path[0] != "profile":
-            _place(layer, path, _scalar(environment[name], name), name)
+            _place(layer, path, _scalar(environment[name], path, name), name)
     return layer
 
 
@@ -109,7 +109,7 @@ def override_layer(overrides: Iterable[str]) -> Layer:
         path = tuple(part.strip() for part in key.split("."))
         if not equals or not all(path):
             raise ConfigError("--set wants key=value", got=text, hint="For example: --set video.crf=28")
-        _place(layer, path, _scalar(value, f"--set {key}"), f"--set {key}")
+        _place(layer, path, _scalar(value, path, f"--set {key}"), f"--set {key}")
     return layer
 
 
@@ -138,12 +138,28 @@ def _is_section(name: str) -> bool:
     return hasattr(annotation, "model_fields")
 
 
-def _scalar(text: str, origin: str) -> Any:
-    """A value as YAML would read it, so that true, 3 and [a, b] mean what they mean in a file."""
+def _scalar(text: str, path: KeyPath, origin: str) -> Any:
+    """A value as YAML would read it, so that true, 3 and [a, b] mean what they mean in a file; but `testsrc:` and a
+    password of digits stay text, since their keys hold text."""
+    annotation = _annotation(path)
+    kinds = {annotation, *get_args(annotation)}
+    if kinds & {str, SecretStr, Path}:
+        return None if text == "null" and type(None) in kinds else text
     try:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not a YAML value", got=text) from error
+
+
+def _annotation(path: KeyPath) -> Any:
+    """The type of a key, None where there is no such key."""
+    model: Any = CameraConfig
+    for part in path:
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return None
+        model = fields[part].annotation
+    return model
 
 
 def _place(layer: Layer, path: KeyPath, value: Any, origin: str) -> None:
@@ -221,7 +237,4 @@ def _reason(error: Mapping[str, Any]) -> str:
 
 
 def _allowed_keys(path: KeyPath) -> str:
-    model: Any = CameraConfig
-    for part in path[:-1]:
-        model = model.model_fields[part].annotation
-    return ", ".join(model.model_fields)
+    return ", ".join(getattr(_annotation(path[:-1]) or CameraConfig, "model_fields", {}))
