@@ -1,4 +1,4 @@
-"""Decoding recordings made by `scene-edge encode`: H.264 and the packets in its SEI -> fused pictures, coded losslessly."""
+"""Decoding recordings made by `scene-edge encode`: H.264 and the packets in its SEI -> fused pictures, lossless."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def recorded_frames(path: Path) -> int:
 
 
 def _read_recording(path: Path, report: DecodeReport) -> Iterator[tuple[AccessUnit, int, list[SemanticPacket]]]:
-    """(access unit, time in ms, the packets in it). What follows a damaged place in the file is given up, with a note."""
+    """(access unit, time in ms, the packets in it). What follows damage in the container is given up, with a note."""
     with _open(path) as container:
         stream = container.streams.video[0]
         if stream.codec_context.name != "h264":

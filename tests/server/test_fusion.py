@@ -1,0 +1,112 @@
+"""SMC on the server: packets to latents, latents to pictures, and everything that does not belong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError, EntropyError, FormatError, PacketError
+from scene_edge.server.fusion import BundleShelf, FusionDecoder, LatentFeed
+from tests.server.camera import CHANNELS, DARKER, GOP, HEIGHT, WIDTH, latents, packets, picture
+
+
+@pytest.fixture
+def decoder(bundle: Bundle) -> FusionDecoder:
+    return FusionDecoder(bundle, WIDTH, HEIGHT, prefer=("onnx",), precision="fp32", threads=1)
+
+
+def test_packets_decode_to_exactly_the_encoders_integers(bundle: Bundle, decoder: FusionDecoder) -> None:
+    values = latents(2 * GOP)
+    decoded = [z for packet in packets(bundle, 1, values) for z in decoder.decode_packet(packet)]
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, values, strict=True))
+
+
+def test_delta_packets_go_on_within_the_gop(bundle: Bundle, decoder: FusionDecoder) -> None:
+    values = latents(2 * GOP)
+    parts = packets(bundle, 1, values, chunk=2, gop=4)
+    decoded = [z for packet in parts for z in decoder.decode_packet(packet)]
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, values, strict=True))
+
+
+def test_a_lost_packet_spoils_its_gop_and_no_more(bundle: Bundle, decoder: FusionDecoder) -> None:
+    first, delta, key, *_ = packets(bundle, 1, latents(12), chunk=3, gop=6)
+    third = packets(bundle, 1, latents(12), chunk=3, gop=6)[3]
+    decoder.decode_packet(first)
+    with pytest.raises(PacketError, match="does not follow"):
+        decoder.decode_packet(third)
+    with pytest.raises(PacketError, match="does not follow"):
+        decoder.decode_packet(delta)
+    assert len(decoder.decode_packet(key)) == 3
+
+
+def test_the_latent_reaches_the_picture(decoder: FusionDecoder) -> None:
+    lossy = picture(0)
+    ones = np.ones((CHANNELS, 4, 6), np.int16)
+    fused = decoder.fuse(lossy, ones, True)
+    assert abs(float(lossy.y.mean()) - float(fused.y.mean()) - DARKER) < 2
+    half = decoder.fuse(lossy, ones, True, 0.5)
+    assert abs(float(lossy.y.mean()) - float(half.y.mean()) - DARKER / 2) < 2
+
+
+def test_without_a_packet_the_lossy_picture_passes(decoder: FusionDecoder) -> None:
+    lossy = picture(3)
+    fused = decoder.fuse(lossy, None, True)
+    assert np.array_equal(fused.y, lossy.y)
+    assert np.array_equal(fused.u, lossy.u)
+
+
+def test_states_run_on_and_begin_anew_with_a_key(decoder: FusionDecoder) -> None:
+    lossy = picture(0)
+    for _ in range(3):
+        decoder.fuse(lossy, None, False)
+    assert float(decoder._state_fuse.max()) == 3.0
+    decoder.fuse(lossy, None, True)
+    assert float(decoder._state_fuse.max()) == 1.0
+
+
+def test_a_size_that_is_no_multiple_of_the_grid(bundle: Bundle) -> None:
+    decoder = FusionDecoder(bundle, 90, 50, prefer=("onnx",), precision="fp32", threads=1)
+    fused = decoder.fuse(picture(0, 90, 50), None, True)
+    assert (fused.width, fused.height) == (90, 50)
+    assert decoder.latent_shape == (CHANNELS, 4, 6)
+
+
+def test_what_does_not_belong_is_refused(bundle: Bundle, decoder: FusionDecoder) -> None:
+    packet = packets(bundle, 1, latents(GOP))[0]
+    for wrong in (
+        replace(packet, bundle_digest=b"12345678"),
+        replace(packet, width=WIDTH * 2),
+        replace(packet, quality=2),
+        replace(packet, kind=3),
+    ):
+        with pytest.raises(PacketError):
+            decoder.decode_packet(wrong)
+    with pytest.raises(FormatError, match="another size"):
+        decoder.fuse(picture(0, 64, 64), None, True)
+
+
+def test_damage_inside_a_packet_costs_that_packet(bundle: Bundle, decoder: FusionDecoder) -> None:
+    first, second = packets(bundle, 1, latents(2 * GOP))
+    damaged = replace(first, payloads=(first.payloads[0], b"\x01", *first.payloads[2:]))
+    feed = LatentFeed(decoder)
+    with pytest.raises(EntropyError):
+        feed.latent_of(damaged, 0)
+    assert feed.latent_of(damaged, 1) == (None, None)
+    latent, step = feed.latent_of(second, GOP)
+    assert latent is not None
+    assert step == 1.0
+
+
+def test_the_shelf_finds_by_digest_and_says_what_it_has(bundle: Bundle) -> None:
+    shelf = BundleShelf([str(bundle.path)], zoo=bundle.path / "none")
+    assert shelf.find(bundle.short_digest).name == "smc-tiny"
+    with pytest.raises(BundleError, match="smc-tiny"):
+        shelf.find(b"12345678")
+
+
+def test_a_broken_bundle_on_the_shelf_hides_no_other(bundle: Bundle, tmp_path: object) -> None:
+    shelf = BundleShelf([f"{tmp_path}/missing", str(bundle.path)], zoo=bundle.path / "none")
+    assert shelf.find(bundle.short_digest).name == "smc-tiny"
