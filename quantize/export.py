@@ -1,0 +1,332 @@
+"""From torch graphs to a bundle: fp32 ONNX, OpenVINO INT8, ONNX INT8, LiteRT INT8, a golden run, a measured report.
+
+Every artefact is opened from the written bundle by the very session that the camera uses, and compared with float
+torch on samples that no calibration saw. A bundle whose loss is beyond the bound is not written.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from torch.export import ExportedProgram
+
+from scene_edge.codec.bundle import MANIFEST_FILE, Bundle, write_bundle
+from scene_edge.codec.errors import ConfigError, EngineError
+from scene_edge.codec.manifest import ENGINES, FORMAT, Artifact
+from scene_edge.models.registry import GraphExport
+from scene_edge.quantize import graphs as g
+from scene_edge.quantize.measure import cpu_ms, latent_mismatch, open_artifact, output_errors, run_all
+from scene_edge.quantize.report import ArtifactReport, QuantisationReport, tool_versions
+from scene_edge.quantize.to_litert import LitertTask, litert_python, quantise_litert
+from scene_edge.quantize.to_onnx import quantise_onnx
+from scene_edge.quantize.to_openvino import quantise_openvino, save_ir
+
+__all__ = ["DEFAULT_ENGINES", "GraphExport", "QuantisationReport", "export_bundle"]
+
+DEFAULT_ENGINES = ("openvino", "onnx", "litert")
+DEFAULT_MAX_ERROR = 0.5
+EVALUATION_SAMPLES = 8
+LITERT_SAMPLES = 24
+GOLDEN_GRID = (48, 64)
+GOLDEN_BYTES = 1 << 20
+FP32_BYTES = 1 << 20
+"""An fp32 ONNX file is shipped beside the INT8 ones up to this size, as the artefact of last resort."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Work:
+    """One graph on its way."""
+
+    name: str
+    graph: GraphExport
+    axes: dict[str, g.Axes]
+    calibration: list[g.Sample]
+    evaluation: list[g.Sample]
+    model: onnx.ModelProto | None = None
+    artifacts: list[Artifact] = field(default_factory=list)
+
+    @property
+    def example(self) -> dict[str, NDArray[Any]]:
+        return dict(self.graph.inputs)
+
+    @property
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Sizes for fixed-shape engines; the first is where errors are measured, the last where time is."""
+        return self.graph.litert_shapes or [g.shapes_of(self.example)]
+
+    def grid(self, shapes: g.Shapes) -> tuple[int, int] | None:
+        """Packed rows and columns; None where the graph has one size only."""
+        name = next(iter(self.axes), None)
+        return None if name is None else (shapes[name][self.axes[name].rows], shapes[name][self.axes[name].columns])
+
+    def export(self, shapes: g.Shapes, axes: Mapping[str, g.Axes]) -> ExportedProgram:
+        return g.export_program(self.graph, g.fitted(self.example, shapes), axes)
+
+
+def export_bundle(
+    graphs: dict[str, GraphExport],
+    *,
+    name: str,
+    kind: str,
+    version: str,
+    counter: int,
+    parameters: dict[str, Any],
+    training: dict[str, Any],
+    out: Path,
+    engines: Sequence[str] = DEFAULT_ENGINES,
+    extra_files: Mapping[str, bytes] | None = None,
+    max_error: float = DEFAULT_MAX_ERROR,
+    progress: Progress | None = None,
+) -> QuantisationReport:
+    """Quantise `graphs` for `engines` and write the bundle `out`, which replaces an older bundle there.
+
+    Raises EngineError where a graph cannot be converted or an artefact's relative RMS error exceeds `max_error`, and
+    ConfigError for engines, samples or an output folder that make no sense; `out` is as before in either case.
+    """
+    unknown = sorted(set(engines) - set(ENGINES))
+    if unknown or not engines:
+        raise ConfigError("unknown engine to quantise for", got=", ".join(unknown), allowed=", ".join(ENGINES))
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST_FILE).is_file() or not any(out.iterdir()))):
+        raise ConfigError("the output is no bundle and not empty", got=str(out), hint="Name a new folder.")
+    if "litert" in engines:
+        litert_python()  # fails now rather than after minutes
+    works = [_prepared(graph_name, graph) for graph_name, graph in graphs.items()]
+    steps = _Steps(progress, sum(_effort(work, engines) for work in works))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        for file, data in (extra_files or {}).items():
+            (folder / file).write_bytes(data)
+        tools = tool_versions()
+        for work in works:
+            _convert(work, engines, folder, steps)
+        if "litert" in engines:
+            tools |= _convert_litert(works, folder, steps)
+        for work in works:
+            (folder / f"{work.name}.golden.safetensors").write_bytes(_golden(work))
+        base: dict[str, Any] = {
+            "format": FORMAT,
+            "name": name,
+            "kind": kind,
+            "version": version,
+            "counter": counter,
+            "parameters": parameters,
+            "training": training,
+        }
+        draft = write_bundle(folder, {**base, "graphs": {work.name: _entry(work, 1.0) for work in works}})
+        reports = [report for work in works for report in _measured(work, draft, steps)]
+        _refuse(reports, max_error)
+        reports = list(_shipped(works, reports, folder))
+        report = QuantisationReport(
+            method="ptq",
+            weights_sha256={work.name: g.weights_digest(work.graph.module) for work in works},
+            calibration_sha256={work.name: g.samples_digest(work.calibration) for work in works},
+            calibration_samples={work.name: len(work.calibration) for work in works},
+            evaluation_samples={work.name: len(work.evaluation) for work in works},
+            tools=tools,
+            artifacts=tuple(reports),
+        )
+        entries = {work.name: _entry(work, _tolerance(work.name, reports)) for work in works}
+        write_bundle(folder, {**base, "graphs": entries, "quantisation": report.as_dict()})
+        _replace(out, folder, Path(scratch) / "previous")
+    return report
+
+
+def _prepared(name: str, graph: GraphExport) -> _Work:
+    """Splits the samples: every few of them judges, the others calibrate; with one sample, it does both."""
+    if not graph.calibration:
+        raise ConfigError(
+            f"graph {name} has no calibration samples", hint="Point --calibration at a folder with clips."
+        )
+    axes = g.dynamic_axes(graph)
+    samples: list[g.Sample] = list(graph.calibration)
+    stride = max(2, len(samples) // EVALUATION_SAMPLES)
+    evaluation = samples[stride - 1 :: stride][:EVALUATION_SAMPLES] or samples
+    held_out = {id(sample) for sample in evaluation}
+    calibration = [sample for sample in samples if id(sample) not in held_out] or samples
+    return _Work(name, graph, axes, calibration, evaluation)
+
+
+def _effort(work: _Work, engines: Sequence[str]) -> int:
+    made = 2 + 2 * len(set(engines) - {"litert"}) + ("litert" in engines) * 2 * len(work.shapes)
+    return made + ("openvino" in engines)
+
+
+def _convert(work: _Work, engines: Sequence[str], folder: Path, steps: _Steps) -> None:
+    inputs = [name for name, _ in work.graph.inputs]
+    steps.next(f"{work.name}: ONNX fp32")
+    work.model = g.to_onnx(work.export(work.shapes[0], work.axes), inputs, work.graph.outputs)
+    _add(work, folder, "onnx", "fp32", {".onnx": work.model.SerializeToString()})
+    if "openvino" in engines:
+        steps.next(f"{work.name}: OpenVINO INT8")
+        from scene_edge.inference.openvino import load
+
+        plain = load().Core().read_model(work.model.SerializeToString())
+        _add(work, folder, "openvino", "fp32", save_ir(plain))
+        _add(work, folder, "openvino", "int8", quantise_openvino(work.model, work.calibration))
+    for engine in ("onnx", "tensorrt"):
+        if engine in engines:
+            steps.next(f"{work.name}: {engine} INT8")
+            data = quantise_onnx(work.model, work.calibration, symmetric=engine == "tensorrt")
+            _add(work, folder, engine, "int8", {".onnx": data})
+
+
+def _add(work: _Work, folder: Path, engine: str, precision: str, files: Mapping[str, bytes]) -> None:
+    """Write an artefact's files; the first of them is the one that the manifest names."""
+    stem = f"{work.name}.tensorrt.{precision}" if engine == "tensorrt" else f"{work.name}.{precision}"
+    for suffix, data in files.items():
+        (folder / f"{stem}{suffix}").write_bytes(data)
+    work.artifacts.append(Artifact(engine, precision, f"{stem}{next(iter(files))}"))
+
+
+def _convert_litert(works: Sequence[_Work], folder: Path, steps: _Steps) -> dict[str, str]:
+    tasks, targets = [], []
+    for work in works:
+        for shapes in work.shapes:
+            grid = work.grid(shapes)
+            size = f".{grid[1] * 4}x{grid[0] * 4}" if grid else ""
+            targets.append((work, Artifact("litert", "int8", f"{work.name}{size}.int8.tflite", grid)))
+            stride = math.ceil(len(work.calibration) / LITERT_SAMPLES)
+            samples = [g.fitted(sample, shapes) for sample in work.calibration[::stride]]
+            names = [name for name, _ in work.graph.inputs]
+            tasks.append(LitertTask(work.export(shapes, {}), names, work.graph.outputs, samples))
+    labels = iter(f"{artifact.file}" for _, artifact in targets)
+    models, versions = quantise_litert(tasks, lambda: steps.next(next(labels)))
+    for (work, artifact), data in zip(targets, models, strict=True):
+        (folder / artifact.file).write_bytes(data)
+        work.artifacts.append(artifact)
+    return versions
+
+
+def _golden(work: _Work) -> bytes:
+    """Inputs and float outputs of one evaluation sample, at LiteRT's first size where that is small, else cropped."""
+    shapes = work.shapes[0]
+    sample = g.fitted(work.evaluation[0], shapes)
+    if work.axes and sum(value.nbytes for value in sample.values()) > GOLDEN_BYTES // 2:
+        rows, columns = (side // g.UNIT for side in GOLDEN_GRID)
+        cropped = {key: list(shape) for key, shape in shapes.items()}
+        for name, axes in work.axes.items():
+            cropped[name][axes.rows] = rows * axes.per_unit
+            cropped[name][axes.columns] = columns * axes.per_unit
+        sample = g.fitted(sample, {key: tuple(shape) for key, shape in cropped.items()})
+    outputs = g.run_torch(work.graph, sample)
+    tensors = {f"in.{key}": value for key, value in sample.items()} | {f"out.{k}": v for k, v in outputs.items()}
+    return save(tensors)
+
+
+def _entry(work: _Work, tolerance: float) -> dict[str, Any]:
+    """The graph's part of the manifest."""
+    if work.model is None:
+        raise EngineError(f"graph {work.name} was not converted")
+    inputs = []
+    for name, value in work.graph.inputs:
+        shape: list[int | None] = [int(side) for side in value.shape]
+        if name in work.axes:
+            shape[work.axes[name].rows] = shape[work.axes[name].columns] = None
+        inputs.append({"name": name, "dtype": str(value.dtype), "shape": shape})
+    outputs = []
+    for item in work.model.graph.output:
+        sides = item.type.tensor_type.shape.dim
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+        shape = [int(side.dim_value) if side.HasField("dim_value") else None for side in sides]
+        outputs.append({"name": item.name, "dtype": str(np.dtype(dtype)), "shape": shape})
+    artifacts: list[dict[str, Any]] = []
+    for artifact in work.artifacts:
+        entry: dict[str, Any] = {"engine": artifact.engine, "precision": artifact.precision, "file": artifact.file}
+        artifacts.append({**entry, "shape": list(artifact.shape_hint) if artifact.shape_hint else None})
+    golden = {"file": f"{work.name}.golden.safetensors", "tolerance": tolerance}
+    return {"inputs": inputs, "outputs": outputs, "artifacts": artifacts, "golden": golden}
+
+
+def _measured(work: _Work, bundle: Bundle, steps: _Steps) -> Iterator[ArtifactReport]:
+    """Each artefact's error at the first size, its time at the last; a fixed-shape artefact's at its own."""
+    for artifact in work.artifacts:
+        steps.next(f"{artifact.file}: measuring")
+        own = [shapes for shapes in work.shapes if artifact.shape_hint in (None, work.grid(shapes))]
+        samples = [g.fitted(sample, own[0]) for sample in work.evaluation]
+        wanted = [g.run_torch(work.graph, sample) for sample in samples]
+        session = open_artifact(bundle, work.name, artifact, samples[0])
+        found = run_all(session, samples)
+        if own[-1] != own[0]:
+            session.close()
+            samples = [g.fitted(work.evaluation[0], own[-1])]
+            session = open_artifact(bundle, work.name, artifact, samples[0])
+        duration_ms = cpu_ms(session, samples[0])
+        session.close()
+        size = bundle.files[artifact.file].size_bytes
+        if artifact.file.endswith(".xml"):
+            size += bundle.files[f"{artifact.file[:-4]}.bin"].size_bytes
+        yield ArtifactReport(
+            graph=work.name,
+            engine=artifact.engine,
+            precision=artifact.precision,
+            file=artifact.file,
+            size_bytes=size,
+            errors=output_errors(found, wanted),
+            cpu_ms=duration_ms,
+            grid=work.grid(own[-1]),
+            latent_mismatch=latent_mismatch(found, wanted),
+        )
+
+
+def _refuse(reports: Sequence[ArtifactReport], max_error: float) -> None:
+    for report in reports:
+        output, relative = report.worst
+        if not relative <= max_error:
+            raise EngineError(
+                f"{report.precision} of graph {report.graph} on {report.engine} loses too much in output {output}",
+                got=f"relative error {relative:.3g}",
+                allowed=f"at most {max_error:g}",
+                hint="More or better calibration samples, longer training, or a larger --max-error.",
+            )
+
+
+def _shipped(works: Sequence[_Work], reports: Sequence[ArtifactReport], folder: Path) -> Iterator[ArtifactReport]:
+    """Drop fp32 files that were made to compare with, save small ONNX ones; the report keeps their figures."""
+    for report in reports:
+        if report.precision == "int8" or (report.engine == "onnx" and report.size_bytes <= FP32_BYTES):
+            yield report
+            continue
+        for file in {report.file, report.file.replace(".xml", ".bin")}:
+            (folder / file).unlink()
+        for work in works:
+            work.artifacts = [artifact for artifact in work.artifacts if artifact.file != report.file]
+        yield replace(report, shipped=False)
+
+
+def _tolerance(graph: str, reports: Sequence[ArtifactReport]) -> float:
+    """Golden tolerance: twice the worst error measured, never under 2 %, since other CPUs round otherwise."""
+    worst = max(report.worst[1] for report in reports if report.graph == graph)
+    return min(1.0, round(max(0.02, 2.0 * worst), 4))
+
+
+def _replace(out: Path, folder: Path, previous: Path) -> None:
+    if out.exists():
+        out.rename(previous)
+    folder.rename(out)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+class _Steps:
+    """Counts what is done and tells it."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def next(self, what: str) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(what, self._done, max(self._total, self._done))
