@@ -1,0 +1,43 @@
+"""The same input gives the same bytes, on every machine and in every version."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scene_edge.codec import rans
+from scene_edge.codec.latents import LatentCoder, LatentTables
+from scene_edge.codec.packet import SemanticPacket, VideoMessage
+from scene_edge.codec.sei import Anchor, read_anchor
+from tests.golden import recipes
+
+
+@pytest.mark.parametrize("name", sorted(recipes.golden_files()))
+def test_coded_output_never_changes(name: str) -> None:
+    assert recipes.golden_files()[name] == (recipes.FOLDER / name).read_bytes(), (
+        "coded output changed for the same input: that is a new major version"
+    )
+
+
+def test_golden_files_decode_to_what_they_were_made_of() -> None:
+    for name, packet in recipes.packets().items():
+        assert SemanticPacket.from_bytes((recipes.FOLDER / f"{name}.bin").read_bytes()) == packet
+    for name, message in recipes.videos().items():
+        assert VideoMessage.from_bytes((recipes.FOLDER / f"{name}.bin").read_bytes()) == message
+    assert Anchor.from_bytes((recipes.FOLDER / "anchor.bin").read_bytes()) == recipes.anchor()
+    assert read_anchor((recipes.FOLDER / "anchored.h264").read_bytes()) == recipes.anchor()
+    symbols, rows = recipes.rans_input()
+    decoded = rans.decode((recipes.FOLDER / "rans.bin").read_bytes(), rows, recipes.rans_tables())
+    assert np.array_equal(decoded, symbols)
+
+
+def test_golden_latents_decode_with_the_golden_tables() -> None:
+    words = np.frombuffer((recipes.FOLDER / "latent_tables.bin").read_bytes(), "<u2").astype(np.uint16)
+    symbols, gates = words[: 6 * 4 * 16].reshape(6, 4, 16), words[6 * 4 * 16 :].reshape(6, 3, 2)
+    coder = LatentCoder(LatentTables.from_tensors({"symbols": symbols, "gates": gates}))
+    data, frames = (recipes.FOLDER / "latents.bin").read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:2], "little")
+        frames.append(coder.decode(data[2 : 2 + size], (6, 8, 10)))
+        data = data[2 + size :]
+    assert np.array_equal(np.stack(frames), recipes.latent_gop())
