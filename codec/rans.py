@@ -106,7 +106,7 @@ class Tables:
 def quantise(weights: ArrayLike) -> NDArray[np.uint32]:
     """Non-negative weights [..., alphabet] -> frequencies >= 1 that sum to 65536, by integer arithmetic alone.
 
-    The weights are integers below 2**40; the same weights give the same table on every machine.
+    The weights are integers below 2**40; the same weights give the same table on every machine. All zero is uniform.
     """
     counts = np.asarray(weights)
     if counts.dtype.kind not in "iu" or counts.ndim < 1 or not 2 <= counts.shape[-1] <= MAX_ALPHABET:
@@ -115,7 +115,8 @@ def quantise(weights: ArrayLike) -> NDArray[np.uint32]:
     if (counts < 0).any() or (counts >= 1 << 40).any():
         raise EntropyError("weights out of range", allowed="0..2**40 - 1")
     alphabet = counts.shape[-1]
-    total = np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    total = counts.sum(axis=-1, keepdims=True)
+    counts, total = np.where(total == 0, 1, counts), np.where(total == 0, alphabet, total)
     frequencies = 1 + counts * (TOTAL - alphabet) // total
     spare = TOTAL - frequencies.sum(axis=-1, keepdims=True)
     largest = counts.argmax(axis=-1)[..., None]
