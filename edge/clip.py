@@ -120,7 +120,7 @@ class FrameCoder:
         return +faults
 
     def _take(self, unit: AccessUnit, frame: Frame, coded: Coded) -> None:
-        marked = with_anchor(unit, frame, self.session_id, self._config.video.sei, self._utc_quality)
+        marked = with_anchor(unit, frame.utc_offset_ns, self.session_id, self._config.video.sei, self._utc_quality)
         self.bytes["video"] += len(unit.data)
         self.bytes["sei"] += len(marked.data) - len(unit.data)
         coded.units.append(marked)
@@ -134,12 +134,12 @@ class FrameCoder:
         return packets
 
 
-def with_anchor(unit: AccessUnit, frame: Frame, session_id: int, mode: str, utc_quality: int) -> AccessUnit:
+def with_anchor(unit: AccessUnit, utc_offset_ns: int, session_id: int, mode: str, utc_quality: int) -> AccessUnit:
     """The access unit with its identity as SEI, where `mode` (keyframe, every, off) wants it there."""
     if mode == "off" or (mode == "keyframe" and not unit.keyframe):
         return unit
-    quality = utc_quality if frame.utc_offset_ns else UTC_UNKNOWN
-    anchor = Anchor(session_id, unit.frame_seq, unit.capture_ns, frame.utc_offset_ns, quality)
+    quality = utc_quality if utc_offset_ns else UTC_UNKNOWN
+    anchor = Anchor(session_id, unit.frame_seq, unit.capture_ns, utc_offset_ns, quality)
     return replace(unit, data=insert_sei(unit.data, anchor.to_bytes(), ANCHOR_UUID))
 
 

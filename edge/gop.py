@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from scene_edge.codec.errors import DecoderError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import AccessUnit
-from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
+from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.semantics import SemanticEncoder
-
-FLAG_GOP_CUT = 1
-"""In a packet's flags: the GOP's later frames have no semantics; nothing more will come for them."""
 
 MAX_BODY_BYTES = 96_000
 """A packet is closed before it grows past this; the message with header and topic stays below 128 KB."""
@@ -103,6 +100,11 @@ class GopCoder:
     def flush(self) -> list[SemanticPacket]:
         """The packet of a GOP that the end of the stream cut short."""
         return self._close(cut=False)
+
+    @property
+    def open_from(self) -> int | None:
+        """The first frame of the packet that is still open; None if every frame pushed is out or lost."""
+        return None if self._open is None else self._open.first.frame_seq
 
     def _decode(self, unit: AccessUnit) -> Planes | None:
         started_ns = time.perf_counter_ns()

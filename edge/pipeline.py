@@ -1,7 +1,8 @@
 """The camera's stages, each in its thread with one bounded queue before it: capture, SCENE, H.264, SMC, spool.
 
-What happens when a queue is full: a source that can wait (a file at pace `asap`) waits, and so does everything behind
-it, so that nothing is lost. A live source drops the frame and counts it. A full semantics queue costs the rest of that
+What happens when a queue is full: a source that can wait (a file at pace `asap` or `steady`) waits, and so does
+everything behind it, so that nothing is lost; its pictures then leave after the packet that belongs to them, so that no
+deadline at the server can part them, however slow this machine is. A live source drops the frame and counts it. A full semantics queue costs the rest of that
 GOP its semantics, never a picture. A full spool costs a live camera the rest of the GOP, since no decoder could use it.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,8 +52,17 @@ class Filtered:
 
 
 @dataclass(frozen=True, slots=True)
-class SemanticJob:
+class Outgoing:
+    """An access unit without its picture."""
+
     unit: AccessUnit
+    utc_offset_ns: int
+    taken_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticJob:
+    outgoing: Outgoing
     original: Planes
 
 
@@ -165,7 +176,9 @@ class Pipeline:
             left = len(queue.cancel())
             if left:
                 self._ledger.drop("failed", left)
-        self._to_semantics.cancel()
+        left = len(self._to_semantics.cancel())
+        if left and self._lossless:
+            self._ledger.drop("failed", left)
 
     def _capture(self) -> None:
         taken = 0
@@ -239,35 +252,40 @@ class Pipeline:
             self._ledger.drop("encoder", lost)
 
     def _emit(self, unit: AccessUnit, captured: Captured) -> None:
-        """One access unit into the spool, then to the semantic encoder."""
+        """One access unit to the semantic encoder and into the spool: in this order for a source that can wait."""
         self.encoded += 1
+        outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns)
+        job = SemanticJob(outgoing, captured.frame.planes)
+        if self._lossless and self._gop is not None:
+            if not self._to_semantics.put(job):
+                self._ledger.drop("failed")
+            return
         if unit.keyframe:
             self._skip_video = self._skip_semantics = False
-        if self._skip_video or not self._spool_video(unit, captured):
+        if self._skip_video or not self._spool_video(outgoing):
             self._skip_video = True
-            self._ledger.drop("spool_full" if not self._stopping.is_set() else "shutdown")
-            return
-        if not self._semantics_on:
-            return
-        if not self._skip_semantics:
-            self._skip_semantics = not self._to_semantics.put(SemanticJob(unit, captured.frame.planes))
-        if self._skip_semantics:
-            self._ledger.lose_semantics("queue_full")
+            self._drop_unspooled()
+        elif self._semantics_on:
+            self._skip_semantics = self._skip_semantics or not self._to_semantics.put(job)
+            if self._skip_semantics:
+                self._ledger.lose_semantics("queue_full")
 
-    def _spool_video(self, unit: AccessUnit, captured: Captured) -> bool:
-        frame = captured.frame
-        marked = with_anchor(unit, frame, self._session_id, self._config.video.sei, self._utc_quality)
+    def _drop_unspooled(self) -> None:
+        self._ledger.drop("shutdown" if self._stopping.is_set() else "spool_full")
+
+    def _spool_video(self, outgoing: Outgoing) -> bool:
+        unit = outgoing.unit
+        marked = with_anchor(unit, outgoing.utc_offset_ns, self._session_id, self._config.video.sei, self._utc_quality)
         messages = split_video(
             marked,
             session_id=self._session_id,
             width=self._info.width,
             height=self._info.height,
-            # Eight bytes a frame would be most of a quiet stream: the offset drifts slowly, a keyframe's is enough.
-            utc_offset_ns=frame.utc_offset_ns if unit.keyframe else 0,
+            utc_offset_ns=outgoing.utc_offset_ns,
         )
         last = len(messages) - 1
         records = [
-            Record("video", message.to_bytes(), unit.frame_seq, int(index == last), captured.taken_ns)
+            Record("video", message.to_bytes(), unit.frame_seq, int(index == last), outgoing.taken_ns)
             for index, message in enumerate(messages)
         ]
         self._ledger.spool()
@@ -296,20 +314,39 @@ class Pipeline:
         return False
 
     def _code_semantics(self) -> None:
-        if self._gop is None:
+        gop = self._gop
+        if gop is None:
             return
-        while (job := self._to_semantics.get()) is not None:
-            if not self._semantics_on:
-                self._ledger.lose_semantics("engine")
-                continue
-            try:
-                self._spool_packets(self._gop.push(job.unit, job.original))
-            except EngineError as error:
-                self._semantics_on = False
-                self._ledger.lose_semantics("engine")
-                self._degrade(f"no semantics: {error}")
-            self._account_lost_semantics(self._gop)
-        self._spool_packets(self._gop.flush())
+        held: deque[Outgoing] = deque()
+        try:
+            while (job := self._to_semantics.get()) is not None:
+                if self._lossless:
+                    held.append(job.outgoing)
+                self._code_one(gop, job)
+                self._release(held, gop.open_from)
+            self._spool_packets(gop.flush())
+            self._release(held, None)
+        finally:
+            if held:
+                self._ledger.drop("failed", len(held))
+
+    def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
+        if not self._semantics_on:
+            self._ledger.lose_semantics("engine")
+            return
+        try:
+            self._spool_packets(gop.push(job.outgoing.unit, job.original))
+        except EngineError as error:
+            self._semantics_on = False
+            self._ledger.lose_semantics("engine")
+            self._degrade(f"no semantics: {error}")
+        self._account_lost_semantics(gop)
+
+    def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:
+        """Spool the pictures whose packet has left, or for which none will come."""
+        while held and (waiting_from is None or held[0].unit.frame_seq < waiting_from):
+            if not self._spool_video(held.popleft()):
+                self._drop_unspooled()
 
     def _account_lost_semantics(self, gop: GopCoder) -> None:
         for reason, frames in gop.lost.items():
