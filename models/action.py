@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scene_edge.models.backbone import STAGES, Backbone
 
 FRAMES = 8
-WIDTH, HEIGHT = 160, 128
+WIDTH, HEIGHT = 128, 96
 """What the network sees, in luma samples; the picture is stretched to it."""
 
 EXPOSURE = 0.35

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,10 +16,13 @@ from torch import Tensor
 from scene_edge.codec.errors import UsageError
 from scene_edge.codec.media import read_video
 from scene_edge.models.action import FRAMES, HEIGHT, WIDTH, expose, pack_frames
+from scene_edge.models.pictures import resize_plane
 
 CACHE_WIDTH, CACHE_HEIGHT = 192, 152
 MAX_FPS = 15.0
 SETS = {"arid": "action-ARID", "fight": "action-fight"}
+REVERSED = {"Sit": "Stand", "Stand": "Sit"}
+"""What an action becomes when its clip is played backwards; the others stay what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def _decode(source: Path, file: Path, fps: float) -> None:
     kept = [planes for index, (planes, _) in enumerate(read_video(source)) if index % every == 0]
 
     def shrink(planes: Sequence[NDArray[np.uint8]], width: int, height: int) -> NDArray[np.uint8]:
-        return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in planes])
+        return np.stack([resize_plane(plane, width, height) for plane in planes])
 
     y = shrink([planes.y for planes in kept], CACHE_WIDTH, CACHE_HEIGHT)
     u = shrink([planes.u for planes in kept], CACHE_WIDTH // 2, CACHE_HEIGHT // 2)
@@ -73,6 +75,13 @@ def plain(clip: Clip, start: float = 0.0, span: float = 1.0, flip: bool = False)
     count = len(clip.y)
     index = np.linspace(start * (count - 1), (start + span) * (count - 1), FRAMES).round().astype(int)
     return _view(clip, index, (0.0, 0.0, 1.0, 1.0), flip)
+
+
+def backwards(clip: Clip, labels: Sequence[str]) -> Clip:
+    """The clip played backwards, under the label that it then deserves."""
+    name = labels[clip.label]
+    label = labels.index(REVERSED.get(name, name))
+    return replace(clip, label=label, y=clip.y[::-1], u=clip.u[::-1], v=clip.v[::-1])
 
 
 def varied(clip: Clip, random: np.random.Generator) -> Tensor:
@@ -104,9 +113,7 @@ def _view(clip: Clip, index: NDArray[np.int64], box: tuple[float, float, float, 
         rows, columns = planes.shape[1:]
         left, top = int(box[0] * columns), int(box[1] * rows)
         right, bottom = left + max(2, int(box[2] * columns)), top + max(2, int(box[3] * rows))
-        parts = [
-            cv2.resize(planes[i, top:bottom, left:right], (width, height), interpolation=cv2.INTER_AREA) for i in index
-        ]
+        parts = [resize_plane(planes[i, top:bottom, left:right], width, height) for i in index]
         stacked = np.stack(parts)
         return np.ascontiguousarray(stacked[:, :, ::-1]) if flip else stacked
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,8 @@ from scene_edge.models.layers import from_packed
 STEM, STAGES = 24, ((48, 4), (96, 8), (192, 4))
 """Channels of the stem, then (channels, blocks) of the stages at strides 8, 16 and 32."""
 
+CHANGE_GAIN = 1.5
+
 
 def temporal_shift(x: Tensor, clips: int, share: int = 4) -> Tensor:
     """Frames [T * clips, C, h, w], time-major: 1/(2 * share) of the channels come from the next frame, as many from the
@@ -32,6 +35,14 @@ def temporal_shift(x: Tensor, clips: int, share: int = 4) -> Tensor:
     later = torch.cat([x[clips:, :fold], edge], 0)
     earlier = torch.cat([edge, x[:-clips, fold : 2 * fold]], 0)
     return torch.cat([later, earlier, x[:, 2 * fold :]], 1)
+
+
+def clip_mean(x: Tensor, clips: int) -> Tensor:
+    """The mean picture of each clip, repeated for each of its frames: [T * clips, C, h, w], time-major, same shape."""
+    if clips == 1:
+        return x.mean(0, keepdim=True)
+    frames = x.shape[0] // clips
+    return x.reshape(frames, clips, *x.shape[1:]).mean(0).repeat(frames, 1, 1, 1)
 
 
 class Unit(nn.Module):
@@ -73,8 +84,9 @@ class DownUnit(nn.Module):
 class Backbone(nn.Module):
     """Packed u8 [B, h, w, 24] -> features at strides 8, 16, 32 of the picture: 48, 96 and 192 channels.
 
-    With `motion`, the frames of `clips` clips lie time-major along B: differences of consecutive frames enter beside
-    the stem, and each basic unit shifts channels in time.
+    With `motion`, the frames of `clips` clips lie time-major along B. The stem then sees what differs from the clip's
+    mean picture, so that no still background can be learnt; differences of consecutive frames enter beside it, and
+    each basic unit shifts channels in time.
     """
 
     def __init__(self, motion: bool = False) -> None:
@@ -85,23 +97,23 @@ class Backbone(nn.Module):
         for outputs, units in STAGES:
             stages.append(nn.ModuleList([DownUnit(inputs, outputs), *(Unit(outputs) for _ in range(units - 1))]))
             inputs = outputs
-        self.stages = nn.ModuleList(stages)
+        self.stages: Any = nn.ModuleList(stages)
         if self.motion is not None:
             nn.init.normal_(self.motion.weight, std=0.02)
 
     def forward(self, picture: Tensor, clips: int = 1) -> list[Tensor]:
         x = from_packed(picture)
+        changes = None
+        if self.motion is not None:
+            changes = self.motion(x - torch.cat([x[:clips], x[:-clips]], 0))
+            x = (x - clip_mean(x, clips)) * CHANGE_GAIN + 0.5
         phases = self.stem(x)
         y = torch.maximum(
             torch.maximum(phases[:, :STEM], phases[:, STEM : 2 * STEM]),
             torch.maximum(phases[:, 2 * STEM : 3 * STEM], phases[:, 3 * STEM :]),
         )
-        shift = None
-        if self.motion is not None:
-            shift = clips
-            earlier = torch.cat([x[:clips], x[:-clips]], 0)
-            y = y + self.motion(x - earlier)
-        y = F.relu(y)
+        y = F.relu(y if changes is None else y + changes)
+        shift = None if changes is None else clips
         features = []
         for stage in self.stages:
             for unit in stage:
@@ -129,12 +141,12 @@ class Backbone(nn.Module):
             raise FormatError(f"{path} is no FastestDet", got=f"{len(pairs)} convolutions", allowed=f"> {len(targets)}")
         weight, bias = packed_stem(*(torch.from_numpy(np.asarray(array)) for array in pairs[0]))
         self.stem.weight.copy_(weight)
-        self.stem.bias.copy_(bias)
+        self.stem.bias.copy_(bias)  # type: ignore[union-attr]
         for target, (kernel, offset) in zip(targets, pairs[1:], strict=False):
             if tuple(target.weight.shape) != kernel.shape:
                 raise FormatError(f"{path} is no FastestDet", got=kernel.shape, allowed=tuple(target.weight.shape))
             target.weight.copy_(torch.from_numpy(kernel))
-            target.bias.copy_(torch.from_numpy(offset))
+            target.bias.copy_(torch.from_numpy(offset))  # type: ignore[union-attr]
 
 
 def linear_bgr(packed: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class Head(nn.Module):
         self.score = nn.Conv2d(NECK, classes, 1)
         self.box = nn.Conv2d(NECK, 4, 1)
         with torch.no_grad():
-            self.score.bias.fill_(-math.log(99))  # the rare-object prior: one cell in a hundred
+            self.score.bias.fill_(-math.log(99))  # type: ignore[union-attr] # the rare-object prior: one cell in a hundred
             self.box.weight.mul_(0.1)
-            self.box.bias.copy_(torch.tensor([0.5, 0.5, 1.2, 1.2]))
+            self.box.bias.copy_(torch.tensor([0.5, 0.5, 1.2, 1.2]))  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.score(F.relu(self.score_feature(x))), self.box(F.relu(self.box_feature(x)))

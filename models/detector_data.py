@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from scene_edge.codec.planes import Planes, pack
 from scene_edge.models.detector import HEIGHT, WIDTH, Truth
-from scene_edge.models.pseudo_labels import Sample, from_i420
+from scene_edge.models.pictures import from_i420, resize_plane
+from scene_edge.models.pseudo_labels import Sample
 
 SURE = np.array([0.35, 0.55], np.float32)
 """From this teacher's score on a person or vehicle is a label; below it, the place is left out of the loss."""
@@ -45,12 +45,11 @@ class Canvas:
         stretch = np.exp(random.uniform(-0.12, 0.12))
         width = max(16, round(planes.width * scale * stretch / 2) * 2)
         height = max(16, round(planes.height * scale / stretch / 2) * 2)
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         flip = random.random() < 0.5
         shift_x = _offset(right - left, width, random)
         shift_y = _offset(bottom - top, height, random)
         for target, plane, step in ((self.y, planes.y, 1), (self.u, planes.u, 2), (self.v, planes.v, 2)):
-            small = cv2.resize(plane, (width // step, height // step), interpolation=how)
+            small = resize_plane(plane, width // step, height // step)
             if flip:
                 small = small[:, ::-1]
             area = target[top // step : bottom // step, left // step : right // step]

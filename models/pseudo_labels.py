@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
@@ -18,6 +17,7 @@ from rich.progress import track
 from scene_edge.codec.errors import SourceError
 from scene_edge.codec.media import planes_of, read_video
 from scene_edge.codec.planes import Planes
+from scene_edge.models.pictures import resize, to_i420
 from scene_edge.models.teacher import Teacher
 
 INDEX = "labels.json"
@@ -99,13 +99,7 @@ def _shrunk(planes: Planes) -> Planes:
     """At most the cached size, sides multiples of four so that `to_i420` has whole rows."""
     scale = min(1.0, MAX_WIDTH / planes.width, MAX_HEIGHT / planes.height)
     width, height = round(planes.width * scale / 4) * 4, round(planes.height * scale / 4) * 4
-    if (width, height) == (planes.width, planes.height):
-        return planes
-    y = cv2.resize(planes.y, (width, height), interpolation=cv2.INTER_AREA)
-    u, v = (
-        cv2.resize(plane, (width // 2, height // 2), interpolation=cv2.INTER_AREA) for plane in (planes.u, planes.v)
-    )
-    return Planes(y, u, v)
+    return resize(planes, width, height)
 
 
 def recoded(frames: Sequence[Planes], crf: int) -> list[Planes]:
@@ -124,15 +118,3 @@ def recoded(frames: Sequence[Planes], crf: int) -> list[Planes]:
     for packet in encoder.encode(None):
         out += [planes_of(frame) for frame in decoder.decode(packet)]
     return out + [planes_of(frame) for frame in decoder.decode(None)]
-
-
-def to_i420(planes: Planes) -> NDArray[np.uint8]:
-    """u8 [H * 3 / 2, W]: luma, then the chroma planes flattened into rows of that width. H is a multiple of four."""
-    parts = [planes.y.ravel(), planes.u.ravel(), planes.v.ravel()]
-    return np.concatenate(parts).reshape(planes.height * 3 // 2, planes.width)
-
-
-def from_i420(picture: NDArray[np.uint8]) -> Planes:
-    height, width = picture.shape[0] * 2 // 3, picture.shape[1]
-    chroma = picture[height:].reshape(2, height // 2, width // 2)
-    return Planes(picture[:height], chroma[0], chroma[1])

@@ -200,6 +200,9 @@ EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {"smc-s": smc_e
 
 def build_export(name: str, run: Path, data: Path, cache: Path) -> BundleExport:
     """The export of a trained model by name. Raises ConfigError for a name or checkpoint that is not there."""
-    if name not in EXPORTS:
-        raise ConfigError("no such model to export", got=name, allowed=", ".join(sorted(EXPORTS)))
-    return EXPORTS[name](run, data, cache)
+    from scene_edge.models.task_exports import TASK_EXPORTS
+
+    exports = {**EXPORTS, **TASK_EXPORTS}
+    if name not in exports:
+        raise ConfigError("no such model to export", got=name, allowed=", ".join(sorted(exports)))
+    return exports[name](run, data, cache)

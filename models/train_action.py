@@ -16,20 +16,22 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from scene_edge.codec.errors import ConfigError
 from scene_edge.models.action import ActionNet
-from scene_edge.models.action_clips import Clip, load, plain, varied
+from scene_edge.models.action_clips import Clip, backwards, load, plain, varied
 
-CHECKPOINT, WEIGHTS, LOG, REPORT = "checkpoint.pt", "weights.pt", "log.jsonl", "report.json"
+CACHE, CHECKPOINT, WEIGHTS, LOG, REPORT = "cache", "checkpoint.pt", "weights.pt", "log.jsonl", "report.json"
 
 
 @dataclass(frozen=True, slots=True)
-class ActionTraining:
-    """`data` holds index.json, train/, dev/ and models/; `out` takes cache, checkpoint, log, weights and report."""
+class ActionRun:
+    """`data` holds index.json, train/, dev/ and models/; `out` takes a folder for each set with its cache, checkpoint,
+    log, weights and report. The sets share `max_minutes` equally."""
 
     data: Path
     out: Path
-    set: str = "arid"
-    max_minutes: float = 8.0
+    sets: tuple[str, ...] = ("arid", "fight")
+    max_minutes: float = 20.0
     resume: bool = True
     seed: int = 0
     epochs: int = 40
@@ -44,24 +46,26 @@ class ActionTraining:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        from scene_edge.codec.errors import ConfigError
-
         if self.max_minutes <= 0 or self.epochs < 1 or self.batch < 1:
             raise ConfigError(
                 "training needs time, epochs and a batch", got=(self.max_minutes, self.epochs, self.batch)
             )
 
 
-def train(config: ActionTraining) -> dict[str, Any]:
-    """Train on the training clips, test on the dev clips, and write weights.pt and report.json into `out`."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    clips, labels = load(config.data, config.out / "cache", config.set, "train")
+def train(config: ActionRun) -> dict[str, Any]:
+    """Train each set on its training clips and test it on its dev clips; returns the report of each set."""
+    return {name: _train_set(config, name) for name in config.sets}
+
+
+def _train_set(config: ActionRun, name: str) -> dict[str, Any]:
+    folder = config.out / name
+    clips, labels = load(config.data, folder / CACHE, name, "train")
     started = time.monotonic()
-    net, epochs = fit(config, clips, len(labels), keep=True)
+    net, epochs = fit(config, name, _both_ways(clips, labels), len(labels), keep=True)
     minutes = (time.monotonic() - started) / 60
-    dev, _ = load(config.data, config.out / "cache", config.set, "dev")
+    dev, _ = load(config.data, folder / CACHE, name, "dev")
     report = {
-        "set": config.set,
+        "set": name,
         "labels": labels,
         "train_clips": len(clips),
         "dev_clips": len(dev),
@@ -70,25 +74,27 @@ def train(config: ActionTraining) -> dict[str, Any]:
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
         "dev": evaluate(net, dev, len(labels)),
     }
-    torch.save(net.state_dict(), config.out / WEIGHTS)
-    (config.out / REPORT).write_text(json.dumps(report, indent=1))
+    torch.save(net.state_dict(), folder / WEIGHTS)
+    (folder / REPORT).write_text(json.dumps(report, indent=1))
     return report
 
 
-def cross_validate(config: ActionTraining, folds: int = 3) -> dict[str, Any]:
-    """Mean accuracy over folds of the training clips, no source video in two folds."""
-    clips, labels = load(config.data, config.out / "cache", config.set, "train")
+def cross_validate(config: ActionRun, name: str, folds: int = 3) -> dict[str, Any]:
+    """Mean accuracy over folds of the training clips, no source video in two folds: chooses settings unseen by dev."""
+    clips, labels = load(config.data, config.out / name / CACHE, name, "train")
     scores = []
     for fold, held in enumerate(split_folds(clips, folds, config.seed)):
         names = {clip.file for clip in held}
         short = replace(config, max_minutes=config.max_minutes / folds, seed=config.seed + fold)
-        net, _ = fit(short, [clip for clip in clips if clip.file not in names], len(labels), keep=False)
+        rest = _both_ways([clip for clip in clips if clip.file not in names], labels)
+        net, _ = fit(short, name, rest, len(labels), keep=False)
         scores.append(evaluate(net, held, len(labels)))
-    return {
-        "folds": folds,
-        "top1": round(float(np.mean([score["top1"] for score in scores])), 4),
-        "top1_one_view": round(float(np.mean([score["top1_one_view"] for score in scores])), 4),
-    }
+    means = {key: round(float(np.mean([score[key] for score in scores])), 4) for key in ("top1", "top1_one_view")}
+    return {"folds": folds, **means}
+
+
+def _both_ways(clips: Sequence[Clip], labels: Sequence[str]) -> list[Clip]:
+    return [*clips, *(backwards(clip, labels) for clip in clips)]
 
 
 def split_folds(clips: Sequence[Clip], folds: int, seed: int) -> list[list[Clip]]:
@@ -97,7 +103,7 @@ def split_folds(clips: Sequence[Clip], folds: int, seed: int) -> list[list[Clip]
     for clip in clips:
         groups.setdefault((clip.group, 0), []).append(clip)
     order = list(groups.values())
-    np.random.default_rng(seed).shuffle(order)  # type: ignore[arg-type]
+    np.random.default_rng(seed).shuffle(order)
     order.sort(key=len, reverse=True)
     result: list[list[Clip]] = [[] for _ in range(folds)]
     for members in order:
@@ -106,13 +112,15 @@ def split_folds(clips: Sequence[Clip], folds: int, seed: int) -> list[list[Clip]
     return result
 
 
-def fit(config: ActionTraining, clips: Sequence[Clip], actions: int, *, keep: bool) -> tuple[nn.Module, int]:
-    """The averaged network and the epochs done; with `keep`, checkpoints go to `out` and an earlier one is taken up."""
+def fit(config: ActionRun, name: str, clips: Sequence[Clip], actions: int, *, keep: bool) -> tuple[nn.Module, int]:
+    """The averaged network and the epochs done; with `keep`, checkpoints are written and an earlier one is taken up."""
+    folder = config.out / name
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     net = ActionNet(actions, config.dropout)
     net.backbone.load_fastestdet(config.data / "models" / "FastestDet.onnx")
-    net = net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = {key: value.clone() for key, value in net.state_dict().items()}
     fresh = [*net.classify.parameters(), *net.backbone.motion.parameters()]  # type: ignore[union-attr]
     known = [p for p in net.parameters() if not any(p is q for q in fresh)]
@@ -121,25 +129,27 @@ def fit(config: ActionTraining, clips: Sequence[Clip], actions: int, *, keep: bo
     )
     bases = [group["lr"] for group in optimiser.param_groups]
     epoch, spent_s = 0, 0.0
-    file = config.out / CHECKPOINT
+    file = folder / CHECKPOINT
     if keep and config.resume and file.is_file():
         state = torch.load(file, weights_only=True)
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         mean, epoch, spent_s = state["mean"], state["epoch"], state["spent_s"]
-    started, log = time.monotonic() - spent_s, config.out / LOG
+    started, log = time.monotonic() - spent_s, folder / LOG
     with Progress(disable=not keep) as bar:
-        task = bar.add_task(f"action {config.set}", total=config.epochs, completed=epoch)
+        task = bar.add_task(f"action {name}", total=config.epochs, completed=epoch)
         while epoch < config.epochs:
             elapsed = (time.monotonic() - started) / 60
-            done = max(epoch / config.epochs, elapsed / config.max_minutes)  # the schedule ends with the time box
+            done = max(
+                epoch / config.epochs, elapsed / (config.max_minutes / len(config.sets))
+            )  # the schedule ends with the time box
             if done >= 1:
                 break
             for group, base in zip(optimiser.param_groups, bases, strict=True):
                 group["lr"] = base * min(1.0, (epoch + 1) / 3) * (0.5 + 0.5 * math.cos(math.pi * done))
             loss = _epoch(net, mean, optimiser, config, clips, actions, epoch)
             epoch += 1
-            bar.update(task, completed=epoch, description=f"action {config.set} loss {loss:.3f}")
+            bar.update(task, completed=epoch, description=f"action {name} loss {loss:.3f}")
             if keep:
                 spent_s = time.monotonic() - started
                 with log.open("a") as lines:
@@ -154,7 +164,7 @@ def _epoch(
     net: ActionNet,
     mean: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
-    config: ActionTraining,
+    config: ActionRun,
     clips: Sequence[Clip],
     actions: int,
     epoch: int,

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from rich.progress import Progress
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.media import read_video
-from scene_edge.codec.planes import Planes, pack
+from scene_edge.codec.planes import pack
 from scene_edge.models.detection_metrics import average_precision, read_mot
 from scene_edge.models.detector import HEIGHT, WIDTH, DetectorNet, decode, detection_loss
 from scene_edge.models.detector_data import SURE, draw, sampling_weights
+from scene_edge.models.pictures import letterbox
 from scene_edge.models.pseudo_labels import Sample, build
 from scene_edge.models.teacher import suppress
 
@@ -29,7 +29,7 @@ MOT = "dev/mot/adl_rundle6"
 
 
 @dataclass(frozen=True, slots=True)
-class DetectorTraining:
+class DetectorRun:
     """`data` holds index.json, train/, dev/ and models/; `out` takes labels, checkpoint, log, weights and report."""
 
     data: Path
@@ -51,7 +51,7 @@ class DetectorTraining:
             raise ConfigError("training needs time, steps and a batch", got=(self.max_minutes, self.steps, self.batch))
 
 
-def train(config: DetectorTraining) -> dict[str, Any]:
+def train(config: DetectorRun) -> dict[str, Any]:
     """Label where there are no labels yet, train, measure, and write weights.pt and report.json into `out`."""
     samples = build(config.data, config.out / LABELS)
     net, steps, minutes = fit(config, samples)
@@ -69,13 +69,13 @@ def train(config: DetectorTraining) -> dict[str, Any]:
     return report
 
 
-def fit(config: DetectorTraining, samples: list[Sample]) -> tuple[nn.Module, int, float]:
+def fit(config: DetectorRun, samples: list[Sample]) -> tuple[nn.Module, int, float]:
     """The averaged network, its steps and minutes; takes up an earlier checkpoint where `resume` is set."""
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     net = DetectorNet()
     net.backbone.load_fastestdet(config.data / "models" / "FastestDet.onnx")
-    net = net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = {key: value.clone() for key, value in net.state_dict().items()}
     trunk = list(net.backbone.parameters())
     fresh = [*net.lateral.parameters(), *net.heads.parameters()]
@@ -116,7 +116,7 @@ def _step(
     net: DetectorNet,
     mean: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
-    config: DetectorTraining,
+    config: DetectorRun,
     samples: list[Sample],
     weights: np.ndarray,
     step: int,
@@ -146,17 +146,11 @@ def street_ap50(net: nn.Module, data: Path, every: int = 3) -> float:
     for index, (planes, _) in enumerate(read_video(data / f"{MOT}.mp4")):
         if index % every:
             continue
-        scale = min(WIDTH / planes.width, HEIGHT / planes.height)
-        width, height = round(planes.width * scale / 2) * 2, round(planes.height * scale / 2) * 2
-        small = Planes(
-            cv2.resize(planes.y, (width, height), interpolation=cv2.INTER_AREA),
-            cv2.resize(planes.u, (width // 2, height // 2), interpolation=cv2.INTER_AREA),
-            cv2.resize(planes.v, (width // 2, height // 2), interpolation=cv2.INTER_AREA),
-        )
+        small, scale = letterbox(planes, WIDTH, HEIGHT)
         logits, boxes, _, _ = decode(net(torch.from_numpy(pack(small))[None]))
-        scores = logits[0, :, 0].sigmoid().numpy()
+        scores = logits[0, :, 0].sigmoid().numpy().astype(np.float32)
         kept = np.flatnonzero(scores > 0.01)
-        best = boxes[0].numpy()[kept]
+        best = boxes[0].numpy()[kept].astype(np.float32)
         survivors = suppress(best, scores[kept], 0.5)
-        found[index + 1] = (best[survivors] / np.float32(scale), scores[kept][survivors])
+        found[index + 1] = ((best[survivors] / scale).astype(np.float32), scores[kept][survivors])
     return average_precision(found, truth)

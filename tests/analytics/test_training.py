@@ -21,10 +21,11 @@ from scene_edge.models.backbone import Backbone, linear_bgr, packed_stem, tempor
 from scene_edge.models.detection_metrics import average_precision  # noqa: E402
 from scene_edge.models.detector import DetectorNet, Truth, assign, decode, detection_loss, generalised_iou  # noqa: E402
 from scene_edge.models.detector_data import draw, sampling_weights  # noqa: E402
-from scene_edge.models.pseudo_labels import Sample, build, from_i420, recoded, to_i420  # noqa: E402
+from scene_edge.models.pictures import from_i420, to_i420  # noqa: E402
+from scene_edge.models.pseudo_labels import Sample, build, recoded  # noqa: E402
 from scene_edge.models.teacher import Teacher  # noqa: E402
-from scene_edge.models.train_action import ActionTraining, evaluate, fit, split_folds  # noqa: E402
-from scene_edge.models.train_detector import DetectorTraining  # noqa: E402
+from scene_edge.models.train_action import ActionRun, evaluate, fit, split_folds  # noqa: E402
+from scene_edge.models.train_detector import DetectorRun  # noqa: E402
 from scene_edge.server.analytics import action as server_action  # noqa: E402
 from scene_edge.server.analytics.detections import iou_matrix  # noqa: E402
 from scene_edge.server.analytics.detector import decode_levels, grid_cells, open_detector  # noqa: E402
@@ -182,8 +183,8 @@ def clip(label: int, group: str, seed: int) -> Clip:
 
 def test_views_have_the_size_that_the_network_takes() -> None:
     one = clip(0, "a", 0)
-    assert tuple(plain(one).shape) == (8, 32, 40, 24)
-    assert tuple(varied(one, np.random.default_rng(0)).shape) == (8, 32, 40, 24)
+    assert tuple(plain(one).shape) == (8, 24, 32, 24)
+    assert tuple(varied(one, np.random.default_rng(0)).shape) == (8, 24, 32, 24)
     assert not torch.equal(plain(one, flip=True), plain(one))
 
 
@@ -201,22 +202,22 @@ def test_folds_never_split_a_source_video() -> None:
 def test_action_training_runs_stops_and_resumes(tmp_path: Path) -> None:
     data_file("models/FastestDet.onnx")
     clips = [clip(i % 2, str(i), i) for i in range(4)]
-    first = ActionTraining(data_folder(), tmp_path, epochs=1, batch=4, max_minutes=5)
-    _, epochs = fit(first, clips, 2, keep=True)
+    first = ActionRun(data_folder(), tmp_path, epochs=1, batch=4, max_minutes=5)
+    _, epochs = fit(first, "arid", clips, 2, keep=True)
     assert epochs == 1
-    again = ActionTraining(data_folder(), tmp_path, epochs=2, batch=4, max_minutes=5)
-    net, epochs = fit(again, clips, 2, keep=True)
+    again = ActionRun(data_folder(), tmp_path, epochs=2, batch=4, max_minutes=5)
+    net, epochs = fit(again, "arid", clips, 2, keep=True)
     assert epochs == 2
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "arid" / "log.jsonl").read_text().splitlines()] == [1, 2]
     result = evaluate(net, clips[:2], 2)
     assert np.array(result["confusion"]).sum() == 2
 
 
 def test_bad_settings_and_missing_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        ActionTraining(tmp_path, tmp_path, epochs=0)
+        ActionRun(tmp_path, tmp_path, epochs=0)
     with pytest.raises(ConfigError):
-        DetectorTraining(tmp_path, tmp_path, max_minutes=0)
+        DetectorRun(tmp_path, tmp_path, max_minutes=0)
     with pytest.raises(UsageError, match="no such action set"):
         load(tmp_path, tmp_path, "dance", "train")
     with pytest.raises(SourceError, match="no teacher"):
