@@ -166,7 +166,7 @@ class CameraState:
             kbps, _ = self._rates(now_s)
             point: dict[str, float | None] = {"t": round(time.time(), 1)}
             point.update({name: kbps.get(name) for name in STREAMS})
-            point["p50"] = _percentiles(self._latency_ms)["p50"]
+            point.update(_percentiles(self._latency_ms))
             self.history.append(point)
 
     def view(self) -> dict[str, Any]:

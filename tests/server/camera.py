@@ -30,7 +30,7 @@ DARKER = 24
 def picture(index: int, width: int = WIDTH, height: int = HEIGHT) -> Planes:
     """A grey gradient with a bright square that moves."""
     y = np.tile(np.linspace(60, 160, width, dtype=np.uint8), (height, 1))
-    x = (4 + 3 * index) % (width - 16)
+    x = (4 + index) % (width - 16)
     y[16:32, x : x + 16] = 230
     return Planes(y, np.full((height // 2, width // 2), 110, np.uint8), np.full((height // 2, width // 2), 140, np.uint8))
 

@@ -1,0 +1,389 @@
+"""One camera's worker without threads or network: what is committed, acknowledged, counted, and survived."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError, StoreError
+from scene_edge.codec.identity import session_hex
+from scene_edge.codec.planes import Planes
+from scene_edge.server.analytics.detections import Detections
+from scene_edge.server.analytics.seams import Action
+from scene_edge.server.analytics.tracker import ByteTracker
+from scene_edge.server.config import ServerConfig
+from scene_edge.server.fusion import FusionDecoder
+from scene_edge.server.pictures import Analytics, FusionFactory, PicturePipeline
+from scene_edge.server.state import CameraState
+from scene_edge.server.store import Batch, Store
+from scene_edge.server.worker import CameraWorker
+from tests.server.camera import DARKER, FPS, GOP, HEIGHT, WIDTH, FakeCamera, inbound, picture
+
+NAMES = ("person", "vehicle")
+
+
+class BrightSquare:
+    """A detector of the test picture's square; `fail` makes it raise."""
+
+    name = "bright square"
+
+    def __init__(self) -> None:
+        self.calls: list[Planes] = []
+        self.fail = False
+
+    def detect(self, planes: Planes) -> Detections:
+        self.calls.append(planes)
+        if self.fail:
+            raise RuntimeError("no more memory")
+        columns = np.flatnonzero((planes.y[16:32].astype(int) > 190).mean(axis=0) > 0.8)
+        if not len(columns):
+            return Detections.none(NAMES)
+        return Detections.of([[columns[0], 16, columns[-1] + 1, 32]], [0.9], [0], NAMES)
+
+    def close(self) -> None:
+        pass
+
+
+class EveryFifth:
+    """An action recogniser with a verdict at every fifth picture."""
+
+    name = "every fifth"
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def push(self, planes: Planes, frame_seq: int, time_s: float) -> list[Action]:
+        self.seen.append(frame_seq)
+        return [Action("wave", 0.8, frame_seq - 4, frame_seq, "tiny")] if len(self.seen) % 5 == 0 else []
+
+    def reset(self) -> None:
+        self.seen.clear()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Bench:
+    """A worker with everything around it in memory."""
+
+    bundle: Bundle | None
+    config: ServerConfig = field(default_factory=lambda: ServerConfig.model_validate({"analytics": {"detect_fps": 5}}))
+    store: Store = field(default_factory=lambda: Store("sqlite://"))
+    detector: BrightSquare = field(default_factory=BrightSquare)
+    published: list[tuple[str, bytes, int]] = field(default_factory=list)
+    camera: str = "gate-1"
+
+    def __post_init__(self) -> None:
+        self.state = CameraState(self.camera)
+        analytics = Analytics(self.detector, ByteTracker(5), [EveryFifth()], 5.0)
+        pictures = PicturePipeline(self.state, analytics, self._fusion())
+        self.stop = threading.Event()
+        self.worker = CameraWorker(
+            self.camera, self.config, self.store, self.state, pictures, lambda *m: self.published.append(m), self.stop
+        )
+        self.now_s = time.monotonic()
+
+    def _fusion(self) -> FusionFactory:
+        def build(digest: bytes, width: int, height: int) -> FusionDecoder:
+            if self.bundle is None or digest != self.bundle.short_digest:
+                raise BundleError("no such bundle")
+            return FusionDecoder(self.bundle, width, height, prefer=("onnx",), precision="fp32", threads=1)
+
+        return build
+
+    def feed(self, messages: Sequence[tuple[str, bytes]], step_s: float = 0.001) -> None:
+        for leaf, payload in messages:
+            self.now_s += step_s
+            self.worker.handle(inbound(leaf, payload, self.now_s))
+
+    def settle(self) -> None:
+        """Let every deadline and commit interval pass."""
+        for _ in range(3):
+            self.now_s += 30
+            self.worker.tick(self.now_s)
+        assert self.worker.idle
+
+    def view(self) -> dict[str, Any]:
+        return self.state.view()
+
+    def acks(self) -> list[dict[str, Any]]:
+        return [json.loads(payload) for topic, payload, qos in self.published if topic.endswith("/ack") and qos == 1]
+
+    def rows(self, camera: FakeCamera) -> list[Any]:
+        with self.store._engine.begin() as connection:
+            sql = "select seq, status, picture, epoch from frames where session = ? order by seq"
+            return [tuple(row) for row in connection.exec_driver_sql(sql, (camera.session,))]
+
+
+def test_every_frame_is_matched_fused_committed_and_acknowledged(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert bench.rows(camera) == [(seq, "matched", "fused", 1) for seq in range(3 * GOP)]
+    assert bench.acks()[-1] == {"session": camera.session, "seq": 3 * GOP - 1, "epoch": 1}
+    assert [ack["seq"] for ack in bench.acks()] == sorted(ack["seq"] for ack in bench.acks())
+    view = bench.view()
+    assert view["match_rate"] == 1.0
+    assert view["server"]["dropped"] == {}
+    assert view["server"]["committed"] == 3 * GOP
+    assert view["engine"]["fusion"] == "onnx fp32"
+    assert view["engine"]["smc"] == "openvino int8"
+    assert view["latency_ms"]["p50"] is not None
+
+
+def test_what_analytics_see_is_the_fused_picture(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    seen, plain = bench.detector.calls[0], picture(0)
+    shift = float(camera.latents[0].mean()) * DARKER
+    assert abs(float(plain.y.mean()) - shift - float(seen.y.mean())) < 2.5
+
+
+def test_detection_runs_at_its_own_rate_and_tracks_go_out_as_onvif(bundle: Bundle) -> None:
+    bench, camera = Bench(None), FakeCamera(None, frames=2 * FPS)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert len(bench.detector.calls) == 10
+    frames = [json.loads(payload)["Frame"] for topic, payload, _ in bench.published if topic.endswith("/tracks")]
+    assert [frame["Seq"] for frame in frames] == list(range(0, 2 * FPS, 5))
+    objects = [frame["Object"][0] for frame in frames[1:]]
+    assert len({entry["ObjectId"] for entry in objects}) == 1
+    assert objects[0]["Appearance"]["Class"]["Type"][0]["value"] == "person"
+    actions = [json.loads(payload) for topic, payload, _ in bench.published if topic.endswith("/actions")]
+    assert [action["Data"]["EndSeq"] for action in actions] == list(range(4, 2 * FPS, 5))
+    assert bench.view()["actions"][0]["label"] == "wave"
+    assert bench.view()["tracks_seen"] == 1
+
+
+def test_a_lost_packet_leaves_its_frames_to_the_lossy_path(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
+    bench.feed(list(camera.stream(lose_packets=(1,))))
+    bench.settle()
+    statuses = [row[1] for row in bench.rows(camera)]
+    assert statuses == ["matched"] * GOP + ["missing_semantics"] * GOP + ["matched"] * GOP
+    assert bench.view()["match_rate"] == pytest.approx(2 / 3)
+    assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+def test_a_packet_behind_its_deadline_is_late(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=2 * GOP)
+    messages = list(camera.stream(lose_packets=(0,)))
+    bench.feed(messages)
+    bench.now_s += 4
+    bench.worker.tick(bench.now_s)
+    bench.feed([("semantic", camera.packets[0].to_bytes())])
+    bench.settle()
+    match = bench.view()["match"]
+    assert (match["late"], match["matched"], match.get("missing_semantics", 0)) == (GOP, GOP, 0)
+
+
+def test_without_semantics_nothing_is_awaited(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(None, frames=GOP)
+    bench.feed(list(camera.stream()))
+    assert bench.worker._joiner.waiting == 0
+    bench.settle()
+    assert [row[1:3] for row in bench.rows(camera)] == [("unpaired", "lossy")] * GOP
+    assert bench.view()["match_rate"] is None
+
+
+def test_a_bundle_that_the_server_lacks_degrades_to_the_lossy_picture(bundle: Bundle) -> None:
+    bench, camera = Bench(None), FakeCamera(bundle, frames=2 * GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert [row[1:3] for row in bench.rows(camera)] == [("matched", "lossy")] * (2 * GOP)
+    view = bench.view()
+    assert view["server"]["dropped"] == {"unknown_bundle": 1}
+    assert any("no such bundle" in reason for reason in view["degraded"])
+
+
+def test_a_gap_in_the_video_costs_the_pictures_up_to_the_next_keyframe(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
+    bench.feed(list(camera.stream(lose_frames=(6,))))
+    bench.settle()
+    rows = {seq: (status, shown) for seq, status, shown, _ in bench.rows(camera)}
+    assert 6 not in rows
+    assert [rows[seq][1] for seq in (5, 7, 8, 9, 10, 14)] == ["fused", "none", "none", "none", "fused", "fused"]
+    assert bench.view()["match"]["missing_video"] == 1
+    assert bench.view()["server"]["dropped"] == {"video_no_keyframe": 3}
+    assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+def test_h264_that_does_not_decode_is_survived(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
+    good = camera.units[5]
+    camera.units[5] = replace(good, data=b"\x00\x00\x00\x01\x65" + b"\xff" * 40)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    shown = [row[2] for row in bench.rows(camera)]
+    assert shown[:5] == ["fused"] * 5
+    assert shown[10:] == ["fused"] * 5
+    assert "none" in shown[5:10]
+    assert bench.view()["server"]["dropped"]["video_damaged"] >= 1
+    assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+def test_each_kind_of_bad_message_has_its_own_count(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP)
+    video, semantic = camera.video(0)[0], camera.packets[0].to_bytes()
+    flipped = bytes([*semantic[:60], semantic[60] ^ 4, *semantic[61:]])
+    bad = [
+        ("video", video[:-1]),
+        ("video", b""),
+        ("semantic", flipped),
+        ("semantic", semantic[:40]),
+        ("semantic", replace(camera.packets[0], kind=3).to_bytes()),
+        ("birth", b"{"),
+        ("birth", b"[1]"),
+        ("birth", b'{"a":' * 30_000),
+        ("ledger", b"\xff\xfe"),
+        ("status", b"\xff\xfe"),
+    ]
+    bench.feed(bad)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert bench.view()["server"]["dropped"] == {
+        "video_corrupt": 2,
+        "semantic_corrupt": 2,
+        "semantic_unsupported": 1,
+        "birth_corrupt": 3,
+        "ledger_corrupt": 1,
+    }
+    assert len(bench.rows(camera)) == GOP
+
+
+def test_a_camera_that_lies_in_its_birth_and_ledger_breaks_no_view() -> None:
+    bench = Bench(None)
+    bench.feed(
+        [
+            ("birth", json.dumps({"fps": "fast", "engine": [1], "encoder": {}, "degraded": "x" * 9, "session": 3}).encode()),
+            ("ledger", json.dumps({"captured": "many", "dropped": [1], "kbps": {"video": None}, "rss_mb": True}).encode()),
+        ]
+    )
+    view = bench.view()
+    assert view["ledger"] == {"captured": None, "committed": None, "spooled": None, "dropped": {}}
+    json.dumps(view, allow_nan=False)
+
+
+def test_fragments_make_one_frame_again(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP, max_bytes=300)
+    assert len(camera.video(0)) > 1
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert [row[2] for row in bench.rows(camera)] == ["fused"] * GOP
+
+
+def test_repetition_on_the_wire_is_no_repetition_in_the_results(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=2 * GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    before = len(bench.acks())
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert len(bench.rows(camera)) == 2 * GOP
+    assert bench.view()["match_rate"] == 1.0
+    assert bench.acks()[before:][-1]["seq"] == 2 * GOP - 1, "a camera that repeats itself has missed the ack"
+
+
+def test_a_new_session_ends_the_old_one_and_the_old_one_stays_ended(bundle: Bundle) -> None:
+    bench = Bench(bundle)
+    first, second = FakeCamera(bundle, frames=GOP), FakeCamera(bundle, frames=GOP, session_id=77)
+    bench.feed(list(first.stream(lose_packets=(0,))))
+    bench.feed(list(second.stream()))
+    bench.feed([("video", first.video(0)[0])])
+    bench.settle()
+    assert [row[1] for row in bench.rows(first)] == ["missing_semantics"] * GOP
+    assert [row[1:3] for row in bench.rows(second)] == [("matched", "fused")] * GOP
+    assert bench.view()["server"]["dropped"]["stale_session"] == 1
+    assert bench.view()["session"] == session_hex(77)
+
+
+def test_after_a_restart_the_session_goes_on_where_it_was_committed(bundle: Bundle) -> None:
+    camera = FakeCamera(bundle, frames=3 * GOP)
+    first = Bench(bundle)
+    messages = list(camera.stream())
+    first.feed(messages[: 2 + GOP + 1])
+    first.settle()
+    second = Bench(bundle, store=first.store)
+    second.feed(messages)
+    second.settle()
+    rows = second.rows(camera)
+    assert [row[0] for row in rows] == list(range(3 * GOP))
+    assert {row[3] for row in rows if row[0] >= GOP} == {2}
+    assert {row[2] for row in rows} == {"fused"}
+
+
+def test_an_older_owner_writes_nothing_and_says_so(bundle: Bundle) -> None:
+    camera = FakeCamera(bundle, frames=2 * GOP)
+    old = Bench(bundle)
+    new = Bench(bundle, store=old.store)
+    old.feed(list(camera.stream()))
+    old.worker.tick(old.now_s + 30)
+    assert old.rows(camera) == []
+    assert old.acks() == []
+    assert old.view()["server"]["dropped"]["fenced"] > 0
+    assert any("newer owner" in reason for reason in old.view()["degraded"])
+    new.feed(list(camera.stream()))
+    new.settle()
+    assert len(new.rows(camera)) == 2 * GOP
+
+
+class FailingStore(Store):
+    """Refuses the first commits."""
+
+    failures = 2
+
+    def commit(self, camera: str, epoch: int, batch: Batch) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("disk full")
+        return super().commit(camera, epoch, batch)
+
+
+def test_nothing_is_acknowledged_while_the_database_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scene_edge.server.worker.RETRY_FIRST_S", 0.001)
+    bench, camera = Bench(bundle, store=FailingStore("sqlite://")), FakeCamera(bundle, frames=2 * GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert len(bench.rows(camera)) == 2 * GOP
+    assert bench.view()["degraded"] == []
+    stopped = Bench(bundle, store=FailingStore("sqlite://"))
+    stopped.stop.set()
+    stopped.feed(list(camera.stream()))
+    assert stopped.acks() == []
+    assert any("disk full" in reason for reason in stopped.view()["degraded"])
+
+
+def test_a_detector_that_fails_costs_its_boxes_and_not_the_frames(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=2 * GOP)
+    bench.detector.fail = True
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert len(bench.rows(camera)) == 2 * GOP
+    assert bench.view()["server"]["dropped"]["detection_failed"] == 2
+    assert any("no more memory" in reason for reason in bench.view()["degraded"])
+
+
+def test_a_camera_without_a_utc_clock_has_no_latency(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP, utc_offset_ns=0)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert bench.view()["latency_ms"] == {"p50": None, "p95": None, "p99": None}
+    assert len(bench.rows(camera)) == GOP
+
+
+def test_size_in_the_view() -> None:
+    bench, camera = Bench(None), FakeCamera(None, frames=1)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    view = bench.view()
+    assert (view["width"], view["height"], view["picture"]["seq"]) == (WIDTH, HEIGHT, 0)
