@@ -8,11 +8,17 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from scene_edge.codec.errors import ConfigError, SceneEdgeError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -99,3 +105,34 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     partial = path.with_suffix(path.suffix + ".part")
     partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident set of this process so far, in 10^6 bytes; 0 where the system does not say (not Linux)."""
+    value = _first_value(Path("/proc/self/status"), "VmHWM")
+    return int(value.split()[0]) * 1024 / 1e6 if value else 0.0
+
+
+def numbers(text: str) -> list[int]:
+    """A comma-separated option, sorted, without repetitions. Raises ConfigError."""
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise ConfigError("not a list of whole numbers", got=text, allowed="such as 27,31,35") from error
+
+
+def console() -> Console:
+    """Where results are printed: as wide as the terminal, and wide enough for any table where it is a file."""
+    found = Console()
+    return found if found.is_terminal else Console(width=170)
+
+
+def command(function: Callable[..., None], example: str) -> None:
+    """Run `function` as the script's command line; errors of ours are one line and their exit code."""
+    app = typer.Typer(add_completion=False)
+    app.command(epilog=example)(function)
+    try:
+        app()
+    except SceneEdgeError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        raise SystemExit(error.exit_code) from error

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import _report
@@ -32,16 +31,14 @@ from benchmarks.summary import summarise
 from benchmarks.systems import SYSTEMS, bundle_digests
 from benchmarks.tables import show
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import ConfigError, RunError, SceneEdgeError
+from scene_edge.codec.errors import RunError, SceneEdgeError
 
 EXAMPLE = "Example: python -m benchmarks.rate_accuracy --clips mot,vos --systems x264,both --limit 60"
 
 SCORING = 1
 """Raise this when a change makes old records wrong; they are then measured anew."""
 
-console = Console()
-if not console.is_terminal:
-    console.width = 170  # a log file takes the whole table
+console = _report.console()
 
 
 @dataclass(frozen=True)
@@ -215,21 +212,6 @@ def _single_threaded() -> None:
     cv2.setNumThreads(1)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError as error:
-        raise ConfigError("not a list of numbers", got=text, allowed="such as 27,31,35") from error
-
-
-def _names(text: str, allowed: Sequence[str]) -> list[str]:
-    names = [part.strip() for part in text.split(",")]
-    unknown = [name for name in names if name not in allowed]
-    if unknown:
-        raise ConfigError("no such system", got=unknown[0], allowed=", ".join(allowed))
-    return names
-
-
 def run(
     clips: Annotated[
         str, typer.Option(help="Categories or patterns, comma separated: mot, vos/park*, action_*.")
@@ -270,23 +252,28 @@ def run(
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
     )
     chosen = find_clips([part.strip() for part in clips.split(",")])
-    plan = make_plan(chosen, _names(systems, list(SYSTEMS)), _numbers(crfs), settings)
+    names = [part.strip() for part in systems.split(",")]
+    plan = make_plan(chosen, names, _report.numbers(crfs), settings)
     records = Records(out / "records.jsonl")
     todo = records.missing(plan.originals), records.missing(plan.coded)
     console.print(f"{len(plan.coded) - len(todo[1])} of {len(plan.coded)} measurements are there already")
     started_s = time.monotonic()
     meter = Meter([*todo[0], *todo[1]])
-    with meter.shown():
-        failures = run_jobs(todo[0], records, {}, workers, meter)
-        references = {record["clip"]: record for record in records.of(plan.originals)}
-        failures += run_jobs(todo[1], records, references, workers, meter)
+    try:
+        with meter.shown():
+            failures = run_jobs(todo[0], records, {}, workers, meter)
+            references = {record["clip"]: record for record in records.of(plan.originals)}
+            failures += run_jobs(todo[1], records, references, workers, meter)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
     measured = records.of(plan.originals) + records.of(plan.coded)
     report |= {
         "settings": {
             **asdict(replace(settings, detector=Path(settings.detector.name))),
             "detector": settings.detector.name,
         },
-        "bundles": {system: bundle_digests(system) for system in SYSTEMS if system in systems.split(",")},
+        "bundles": {name: bundle_digests(name) for name in names},
         "wall_s": round(time.monotonic() - started_s, 1),
         "measured_now": len(todo[0]) + len(todo[1]) - len(failures),
         "failures": failures,
@@ -305,16 +292,7 @@ def run(
 
 
 def main() -> None:
-    app = typer.Typer(add_completion=False)
-    app.command(epilog=EXAMPLE)(run)
-    try:
-        app()
-    except SceneEdgeError as error:
-        console.print(f"[red]{error}[/red]")
-        raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
-        raise SystemExit(130) from None
+    _report.command(run, EXAMPLE)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,16 @@ class Output:
     ms: dict[str, float]
 
 
-def camera_config(system: str, *, crf: int, gop: int, preset: str) -> CameraConfig:
-    """The `cpu` profile, whatever the environment says, with one thread in each stage. Raises ConfigError."""
+def parts_of(system: str) -> tuple[bool, bool]:
+    """(SCENE on, SMC on). Raises ConfigError for a system that there is not."""
     if system not in SYSTEMS:
         raise ConfigError("no such system", got=system, allowed=", ".join(SYSTEMS))
-    scene, semantics = SYSTEMS[system]
+    return SYSTEMS[system]
+
+
+def camera_config(system: str, *, crf: int, gop: int, preset: str) -> CameraConfig:
+    """The `cpu` profile, whatever the environment says, with one thread in each stage. Raises ConfigError."""
+    scene, semantics = parts_of(system)
     overrides = {
         "scene.enabled": scene,
         "semantics.enabled": semantics,
