@@ -1,0 +1,122 @@
+"""H.264 decoding: exact on good streams, and on bad ones a DecoderError or a picture, never anything else."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from scene_edge.codec.annexb import MAX_ACCESS_UNIT_BYTES, iter_nals
+from scene_edge.codec.errors import DecoderError
+from scene_edge.codec.h264 import H264Decoder, has_idr
+from tests.codec.streams import access_units, picture
+
+UNITS = access_units(count=12, gop=6)
+
+
+def survive(decoder: H264Decoder, data: bytes, seq: int) -> int:
+    """Pictures that came out; -1 for a DecoderError."""
+    try:
+        return len(decoder.decode(data, seq))
+    except DecoderError:
+        return -1
+
+
+def test_one_picture_for_each_access_unit_at_once() -> None:
+    decoder = H264Decoder()
+    for seq, unit in enumerate(UNITS):
+        ((found, planes),) = decoder.decode(unit, seq + 1000)
+        assert found == seq + 1000
+        assert (planes.width, planes.height) == (96, 64)
+        assert np.abs(planes.y.astype(int) - picture(seq).y).mean() < 8
+    assert decoder.flush() == []
+
+
+def test_lossless_streams_come_back_exactly() -> None:
+    decoder = H264Decoder()
+    for seq, unit in enumerate(access_units(count=4, options={"qp": "0"})):
+        ((_, planes),) = decoder.decode(unit, seq)
+        expected = picture(seq)
+        assert all((getattr(planes, name) == getattr(expected, name)).all() for name in "yuv")
+
+
+def test_pictures_stay_as_they_are_while_decoding_goes_on() -> None:
+    decoder = H264Decoder()
+    ((_, first),) = decoder.decode(UNITS[0], 0)
+    before = first.y.copy()
+    for seq, unit in enumerate(UNITS[1:], start=1):
+        decoder.decode(unit, seq)
+    assert np.array_equal(first.y, before)
+
+
+def test_has_idr() -> None:
+    assert [has_idr(unit) for unit in UNITS] == [index % 6 == 0 for index in range(12)]
+    assert not has_idr(b"")
+
+
+def test_change_of_resolution_at_a_keyframe() -> None:
+    decoder, sizes = H264Decoder(), []
+    streams = (access_units(3), access_units(3, width=160, height=96), access_units(3))
+    for seq, unit in enumerate(unit for stream in streams for unit in stream):
+        sizes += [(planes.width, planes.height) for _, planes in decoder.decode(unit, seq)]
+    assert sizes == [(96, 64)] * 3 + [(160, 96)] * 3 + [(96, 64)] * 3
+
+
+def test_odd_sizes_are_cut_to_even_ones() -> None:
+    decoder = H264Decoder()
+    units = access_units(2, width=98, height=66)
+    ((_, planes),) = decoder.decode(units[0], 0)
+    assert (planes.width, planes.height) == (98, 66)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"\x00\x00\x00\x01", b"garbage" * 30, bytes(1000), b"\x00\x00\x01\x65"])
+def test_what_is_no_access_unit(data: bytes) -> None:
+    decoder = H264Decoder()
+    assert survive(decoder, data, 0) <= 0
+    assert survive(decoder, UNITS[0], 1) == 1, "a keyframe afterwards must decode"
+
+
+def test_too_large_is_refused() -> None:
+    with pytest.raises(DecoderError):
+        H264Decoder().decode(bytes(MAX_ACCESS_UNIT_BYTES + 1), 0)
+
+
+def test_beginning_without_a_keyframe_or_without_headers() -> None:
+    decoder = H264Decoder()
+    assert survive(decoder, UNITS[1], 0) <= 0
+    bare = b"".join(b"\x00\x00\x00\x01" + nal.data for nal in iter_nals(UNITS[0]) if nal.type == 5)
+    assert survive(H264Decoder(), bare, 0) <= 0
+    assert survive(decoder, UNITS[0], 2) == 1
+
+
+def test_every_truncation_of_a_keyframe_is_survived() -> None:
+    for end in range(0, len(UNITS[0]), 7):
+        decoder = H264Decoder()
+        survive(decoder, UNITS[0][:end], 0)
+        assert survive(decoder, UNITS[6], 6) >= 0
+
+
+def test_random_damage_is_survived() -> None:
+    rng = random.Random(1)
+    decoder, pictures = H264Decoder(), 0
+    for round_ in range(40):
+        for seq, unit in enumerate(UNITS):
+            data = bytearray(unit)
+            for _ in range(rng.choice((0, 1, 8, 60))):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            if rng.random() < 0.1:
+                del data[rng.randrange(len(data)) :]
+            if rng.random() < 0.1:
+                continue
+            pictures += max(0, survive(decoder, bytes(data), round_ * 12 + seq))
+    assert pictures > 100
+    decoder.reset()
+    assert survive(decoder, UNITS[0], 9999) == 1
+    decoder.flush()
+
+
+def test_sequences_may_go_backwards_and_wrap() -> None:
+    decoder = H264Decoder()
+    for seq, unit in zip((2**32 - 1, 0, 7, 3, 3, 2), UNITS, strict=False):
+        assert [found for found, _ in decoder.decode(unit, seq)] == [seq]
