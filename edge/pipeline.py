@@ -2,8 +2,9 @@
 
 What happens when a queue is full: a source that can wait (a file at pace `asap` or `steady`) waits, and so does
 everything behind it, so that nothing is lost; its pictures then leave after the packet that belongs to them, so that no
-deadline at the server can part them, however slow this machine is. A live source drops the frame and counts it. A full semantics queue costs the rest of that
-GOP its semantics, never a picture. A full spool costs a live camera the rest of the GOP, since no decoder could use it.
+deadline at the server can part them, however slow this machine is. A live source drops the frame and counts it. A full
+semantics queue costs the rest of that GOP its semantics, never a picture. A full spool costs a live camera the rest of
+the GOP, since no decoder could use it.
 """
 
 from __future__ import annotations
