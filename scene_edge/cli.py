@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -59,9 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     words = spread_settings(words) or ["--help"]
     try:
         return int(build(command_of(words))(words, standalone_mode=False) or 0)
-    except click.ClickException as error:
-        return _fail(error, _click_text(error), error.exit_code, debug)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except SceneEdgeError as error:
         return _fail(error, str(error), error.exit_code, debug)
@@ -72,6 +69,9 @@ def run(arguments: Sequence[str]) -> int:
         text = f"this command needs the package {top}. pip install 'scene-edge[{EXTRAS[top]}]'"
         return _fail(error, text, UsageError.exit_code, debug)
     except Exception as error:
+        if hasattr(error, "format_message"):
+            # click's errors: typer carries its own copy of click in some releases and needs the real one in others.
+            return _fail(error, _click_text(error), UsageError.exit_code, debug)
         return _fail(error, f"internal: {type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
 
@@ -214,11 +214,10 @@ def _never() -> None:
     raise UsageError("this command was not loaded")
 
 
-def _click_text(error: click.ClickException) -> str:
-    text = error.format_message().replace("\n", " ").rstrip(".")
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        return f"{text}. See: {error.ctx.command_path} --help"
-    return text
+def _click_text(error: Any) -> str:
+    text = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}. See: {context.command_path} --help" if context is not None else text
 
 
 def _fail(error: BaseException, text: str, code: int, debug: bool) -> int:
