@@ -51,7 +51,8 @@ def _verdicts(value: Tensor, target: Tensor) -> Tensor:
     classes = F.binary_cross_entropy(value[:, 5:], target[:, 5:], reduction="none")
     classes = classes - F.binary_cross_entropy(target[:, 5:], target[:, 5:], reduction="none")
     mass = wanted.sum((1, 2, 3)) + 2.0
-    return (excess.sum((1, 2, 3)) + (classes.sum(1, keepdim=True) * wanted).sum((1, 2, 3))) / mass
+    total: Tensor = (excess.sum((1, 2, 3)) + (classes.sum(1, keepdim=True) * wanted).sum((1, 2, 3))) / mass
+    return torch.log1p(total.clamp_min(0.0))  # one hopeless crop must not outshout the batch
 
 
 class LatentPrior(nn.Module):

@@ -63,6 +63,8 @@ class SemEnc(nn.Module):
         super().__init__()
         self.body = nn.Sequential(ResBlock(semantic), ResBlock(semantic), ResBlock(semantic))
         self.head = conv(semantic, latent, 1)
+        with torch.no_grad():  # a latent that starts below half a step is rounded away and never learns to speak
+            self.head.weight.mul_(8.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(x))

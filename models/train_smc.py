@@ -1,7 +1,7 @@
 """Training of SMC against the camera's own H.264: mine the residual semantics, code them, fuse; pay the codec's price.
 
-Three stages over the time box, since a side stream that is rounded and taxed from the first step stays silent:
-unquantised and free (0 to 0.2), quantised with a rate weight that rises (0.2 to 0.4), full price (0.4 to 1). The
+Three stages over the time box, since a side stream that is rounded and taxed from the first step stays silent: noisy
+and free, so that it must speak up to be heard (0 to 0.15); rounded, at a price that rises (0.15 to 0.4); full price. The
 price is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
 spends a bit on semantics exactly where it buys more than a bit of video would.
 """
@@ -22,6 +22,9 @@ from scene_edge.models.layers import conv, from_packed
 from scene_edge.models.loop import Progressed, RunConfig, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
 from scene_edge.models.smc import Smc, SmcConfig
+
+FREE, FULL_PRICE = 0.15, 0.4
+"""Fractions of the time box at which the latent begins to be rounded and paid for, and costs its full price."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class SmcTraining:
         self.model = Smc(config.smc).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = SmcObjective(config).to(device())
         self.machine = MachineDistance(config.data / config.instrument).to(device())
-        self.trainer = Trainer(config, self.model, self.objective)
+        self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
         self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         self.slope = self._slope()
 
@@ -86,22 +89,25 @@ class SmcTraining:
         batch = self.sampler.sample(config.batch)
         video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
         kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float()
-        quantised = progress.fraction > 0.2
-        price = config.rate_weight * self.slope * min(1.0, max(0.0, (progress.fraction - 0.2) / 0.2))
+        quantised = progress.fraction > FREE
+        price = config.rate_weight * self.slope * min(1.0, max(0.0, (progress.fraction - FREE) / (FULL_PRICE - FREE)))
         states = self.model.states(config.batch, config.crop // 4, config.crop // 4)
         previous: Tensor | None = None
         total, figures = torch.zeros((), device=device()), {"pixel": 0.0, "machine": 0.0, "semantic": 0.0, "share": 0.0}
         for index in range(config.length):
-            graded = index > 0 or config.length == 1
+            graded = index == config.length - 1
             pair = _pictures(batch.original[:, index]), _pictures(batch.lossy[:, index])
             terms, previous = self._frame(*pair, states, previous, kept, quantised, graded)
             share = (terms["bits"] / video_bits * kept[:, 0, 0, 0]).mean()
-            loss = config.sample_weight * terms["pixel"] + config.semantic_weight * terms["semantic"]
-            total = total + loss + config.machine_weight * terms["machine"] + price * share
-            for key in ("pixel", "machine", "semantic"):
-                figures[key] += float(terms[key].detach()) / (config.length - 1 if key == "machine" else config.length)
+            total = total + (config.sample_weight * terms["pixel"] + price * share + terms["prior"]) / config.length
+            total = total + config.semantic_weight * terms["semantic"] + config.machine_weight * terms["machine"]
+            figures["pixel"] += float(terms["pixel"].detach()) / config.length
             figures["share"] += float(share.detach()) / config.length
-        return total / config.length, figures
+        return total, {
+            **figures,
+            "machine": float(terms["machine"].detach()),
+            "semantic": float(terms["semantic"].detach()),
+        }
 
     def _frame(
         self,
@@ -119,24 +125,27 @@ class SmcTraining:
             semantic, states["sem"] = model.sem_net(original, states["sem"])
             seen, states["lossy"] = model.sem_net_s(lossy, states["lossy"])
             latent = model.sem_enc(semantic - seen).float()
-            rounded = latent + (latent.round() - latent).detach() if quantised else latent
             noisy = latent + torch.rand_like(latent) - 0.5
+            rounded = latent + (latent.round() - latent).detach() if quantised else noisy
             bits = self.objective.prior.bits(noisy, previous)
+            fitted = self.objective.prior.bits(noisy.detach(), previous).mean() / latent[0].numel()
             compensated = seen + model.sem_dec(rounded * kept)
             fused, states["fuse"] = model.f_net(lossy, compensated, states["fuse"])
-            terms = {"bits": bits, "pixel": (fused.float() - original).abs().mean()}
-            with torch.no_grad():
-                truth = self.machine.features(original)
-            grounded = self.objective.head(torch.cat([semantic, compensated])).float()
-            # S^ is held against the truth only where its packet arrived; S always
-            mass = truth[1].abs().mean() + 1e-6
-            error = (grounded - torch.cat([truth[1], truth[1]])).abs().mean((1, 2, 3)) / mass
-            weight = torch.cat([torch.ones_like(kept[:, 0, 0, 0]), kept[:, 0, 0, 0]])
-            terms["semantic"] = (error * weight).mean()
-            terms["machine"] = torch.zeros((), device=fused.device)
-            if graded:  # the first frame has no memory yet; grading it as well costs more than it teaches
+            terms = {"bits": bits, "prior": fitted, "pixel": (fused.float() - original).abs().mean()}
+            nothing = torch.zeros((), device=fused.device)
+            terms |= {"semantic": nothing, "machine": nothing}
+            if graded:  # only the last frame has its whole memory; grading the others costs more than it teaches
+                with torch.no_grad():
+                    truth = self.machine.features(original)
+                terms["semantic"] = self._grounding(semantic, compensated, truth[1], kept)
                 terms["machine"] = self.machine.distance(self.machine.features(fused), truth).mean()
         return terms, latent.detach().round()
+
+    def _grounding(self, semantic: Tensor, compensated: Tensor, truth: Tensor, kept: Tensor) -> Tensor:
+        """How badly S, and S^ where its packet arrived, foretell the detector's stride-16 feature of the original."""
+        foretold = self.objective.head(torch.cat([semantic, compensated])).float()
+        error = (foretold - torch.cat([truth, truth])).abs().mean((1, 2, 3)) / (truth.abs().mean() + 1e-6)
+        return (error * torch.cat([torch.ones_like(kept[:, 0, 0, 0]), kept[:, 0, 0, 0]])).mean()
 
     @torch.no_grad()
     def evaluate(self, batches: int = 12) -> dict[str, float]:
