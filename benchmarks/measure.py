@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clips import Clip, mask_truth, mot_truth
-from benchmarks.metrics import Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
+from benchmarks.metrics import IOU, Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
 from benchmarks.quality import picture_quality
 from benchmarks.systems import run_system
 from scene_edge.codec.media import read_video
@@ -28,8 +28,11 @@ from scene_edge.server.analytics.tracker import ByteTracker
 
 ORIGINAL = "original"
 
-CONFIDENT = 0.3
+CONFIDENT = 0.5
 """Boxes from this score on count for F1 and agreement, on both sides; AP50 and the tracker see the weak ones too."""
+
+STRONG, ACTIVATE = 0.6, 0.7
+"""ByteTrack's published thresholds (Zhang et al. 2022): matched first, and enough for a new track."""
 
 PERSON = 0
 """Index of `person` in the folded classes."""
@@ -163,7 +166,7 @@ def _score_people(truth: Mapping[int, Boxes], found: Mapping[int, Boxes]) -> dic
 
 
 def _track(truth: Mapping[int, Boxes], found: Mapping[int, Detections], rate: float) -> dict[str, Any]:
-    tracker = ByteTracker(rate)
+    tracker = ByteTracker(rate, activate=ACTIVATE, strong=STRONG)
     tracks = {}
     for frame, detections in found.items():
         seen = tracker.update(detections.named("person"), frame)
@@ -178,7 +181,7 @@ def _recall_of_masks(found: Mapping[int, Boxes], truth: Mapping[int, Boxes]) -> 
     for frame, boxes in found.items():
         if frame in truth:
             overlap = iou_matrix(truth[frame].xyxy, boxes.above(CONFIDENT).xyxy)
-            hit = int(overlap.size > 0 and overlap.max() >= 0.5)
+            hit = int(overlap.size > 0 and overlap.max() >= IOU)
             total += Counts(hit, 0, 1 - hit)
     return total
 
