@@ -55,8 +55,9 @@ def autocast() -> Iterator[None]:
 class Trainer:
     """Runs `step(progress) -> (loss, figures)` until the time box is full; a later call goes on where it stopped.
 
-    `faster` are parameters, such as an entropy model's, that learn at 20 times the rate. The learning rate warms up over 1 % of the time and falls as a cosine; weights are averaged (EMA), and it is the
-    average that is kept for export. `state.pt` holds everything to resume, `log.jsonl` a line every few seconds.
+    `faster` are parameters, such as an entropy model's, that learn at 20 times the rate. The learning rate warms up
+    over 1 % of the time and falls as a cosine; weights are averaged (EMA), and it is the average that is kept for
+    export. `state.pt` holds everything to resume, `log.jsonl` a line every few seconds.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Training of SMC against the camera's own H.264: mine the residual semantics, code them, fuse; pay the codec's price.
 
-Three stages over the time box, since a side stream that is rounded and taxed from the first step stays silent: noisy
-and free, so that it must speak up to be heard (0 to 0.15); rounded, at a price that rises (0.15 to 0.4); full price. The
-price is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
+Three stages over the time box, since a side stream that is rounded and taxed from the first step stays silent:
+noisy and free, so that it must speak up to be heard; rounded, at a price that rises; and at its full price. The price
+is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
 spends a bit on semantics exactly where it buys more than a bit of video would.
 """
 
@@ -103,11 +103,7 @@ class SmcTraining:
             total = total + config.semantic_weight * terms["semantic"] + config.machine_weight * terms["machine"]
             figures["pixel"] += float(terms["pixel"].detach()) / config.length
             figures["share"] += float(share.detach()) / config.length
-        return total, {
-            **figures,
-            "machine": float(terms["machine"].detach()),
-            "semantic": float(terms["semantic"].detach()),
-        }
+        return total, figures | {key: float(terms[key].detach()) for key in ("machine", "semantic")}
 
     def _frame(
         self,
