@@ -27,13 +27,16 @@ from rich.table import Table
 from rich.text import Text
 
 from scene_edge.broker import LocalBroker, end_process, free_port
-from scene_edge.codec.errors import RunError, UsageError
+from scene_edge.codec.errors import RunError, SceneEdgeError, UsageError
 
 CAMERA = "demo"
 STREET_SECONDS = 30.0
 STREET_FPS = 30.0
 POLL_S = 0.5
 SERVER_START_S = 90.0
+PATIENCE = ("source.pace=steady", "mqtt.drain_s=600")
+"""Settings with which a slow machine takes longer, and loses nothing."""
+
 INTERRUPTED = 130
 SETTLE_S = 60.0
 """How long after the camera's end the server may take to commit what is still on its way."""
@@ -54,7 +57,7 @@ def plan(source: str | None, seconds: float | None) -> Plan:
     if source is None or source.startswith("street:"):
         frames = math.ceil((seconds or STREET_SECONDS) * STREET_FPS)
         size = ("source.width=960", "source.height=540", f"source.fps={STREET_FPS:g}")
-        return Plan(source or "street:", STREET_FPS, frames, ("source.pace=steady", *size))
+        return Plan(source or "street:", STREET_FPS, frames, (*PATIENCE, *size))
     if "://" in source or source.startswith(("v4l2:", "picamera2:", "testsrc:", "/dev/video")):
         if seconds is None:
             raise UsageError("a live source has no end", got=source, hint="Say how long: --seconds 30")
@@ -63,7 +66,7 @@ def plan(source: str | None, seconds: float | None) -> Plan:
 
     info = probe(source)
     part = None if seconds is None else max(1, math.ceil(seconds * info.fps))
-    return Plan(str(Path(source).absolute()), info.fps, part, ("source.pace=steady",))
+    return Plan(str(Path(source).absolute()), info.fps, part, PATIENCE)
 
 
 @dataclass(slots=True)
@@ -94,6 +97,12 @@ class Child:
             self.rss_mb = max(self.rss_mb, pages * os.sysconf("SC_PAGESIZE") / 1e6)
         return self.process.poll()
 
+    def failure(self, what: str) -> SceneEdgeError:
+        """Its end as our error: bad input stays bad input."""
+        status = self.process.poll() if self.process else None
+        kind = UsageError if status == UsageError.exit_code else RunError
+        return kind(f"{what}: {self.last_words()}")
+
     def last_words(self) -> str:
         """The line that says why: the last one that names an error, else the last one."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -112,6 +121,8 @@ class Demo:
     broker: LocalBroker
     port: int = field(default_factory=free_port)
     view: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+    """Set by a signal, obeyed by `pause`: an exception in the middle of starting a child would lose that child."""
 
     @property
     def page(self) -> str:
@@ -131,13 +142,14 @@ class Demo:
         deadline = time.monotonic() + SERVER_START_S
         while self._get("healthz") is None:
             if self.server.watch() is not None:
-                raise RunError(f"the server did not start: {self.server.last_words()}")
+                raise self.server.failure("the server did not start")
             if time.monotonic() > deadline:
                 raise RunError(f"the server was not ready within {SERVER_START_S:g} s: {self.server.last_words()}")
-            time.sleep(0.1)
+            self.pause(0.1)
         options = [part for setting in self.plan.settings for part in ("--set", setting)]
         if self.plan.frames is not None:
             options += ["--frames", str(self.plan.frames)]
+        self.pause(0)
         self.camera.start(
             "start", "--profile", "auto", "--source", self.plan.source, "--camera", CAMERA,
             "--broker", self.broker.url, *options,
@@ -150,12 +162,11 @@ class Demo:
             self.look()
             yield
             if self.server.watch() is not None:
-                raise RunError(f"the server ended: {self.server.last_words()}")
+                raise self.server.failure("the server ended")
             status = self.camera.watch()
             if status is not None and ended_at is None:
                 if status:
-                    failure = UsageError if status == UsageError.exit_code else RunError
-                    raise failure(f"the camera failed: {self.camera.last_words()}")
+                    raise self.camera.failure("the camera failed")
                 ended_at = time.monotonic()
             if ended_at is not None:
                 if self.settled:
@@ -163,7 +174,21 @@ class Demo:
                 if time.monotonic() - ended_at > SETTLE_S:
                     ledger = self.view.get("ledger")
                     raise RunError(f"not everything was committed within {SETTLE_S:g} s of the end: {ledger}")
-            time.sleep(POLL_S)
+            self.pause(POLL_S)
+
+    def pause(self, seconds: float) -> None:
+        """Wait a little. Raises KeyboardInterrupt when somebody wants the demo to end."""
+        until = time.monotonic() + seconds
+        while not self.interrupted:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return
+            time.sleep(min(left_s, 0.1))
+        raise KeyboardInterrupt
+
+    def interrupt(self, *_: object) -> None:
+        """As a signal handler: end at the next pause, and with it every child."""
+        self.interrupted = True
 
     def look(self) -> None:
         """Read the camera's state from the server."""
@@ -214,7 +239,7 @@ class Demo:
             "tracks": view.get("tracks_seen", 0),
             "actions": view.get("actions", []),
             "encoder": view.get("encoder"),
-            "engine": view.get("engine", {}),
+            "engine": {part: name for part, name in view.get("engine", {}).items() if name},
             "degraded": view.get("degraded", []),
             "rss_mb": {
                 "camera": round(max(self.camera.rss_mb, view.get("rss_mb", {}).get("camera") or 0), 1),
@@ -261,7 +286,7 @@ def panel(demo: Demo) -> Panel:
     actions = view.get("actions", [])
     latest = f"{actions[0]['label']} ({actions[0]['score']:.2f}, {actions[0]['model']})" if actions else "-"
     rows.add_row("seen", f"{view.get('tracks_seen', 0)} tracks; latest action: {latest}")
-    engine = ", ".join(f"{part} {name}" for part, name in view.get("engine", {}).items()) or "-"
+    engine = ", ".join(f"{part} {name}" for part, name in view.get("engine", {}).items() if name) or "-"
     rows.add_row("running on", f"encoder {view.get('encoder') or '-'}; {engine}")
     for reason in view.get("degraded", []):
         rows.add_row("degraded", Text(str(reason), style="yellow"))
@@ -297,6 +322,20 @@ def summary(report: dict[str, Any]) -> str:
     )
 
 
+def write_report(report: dict[str, Any], path: Path | None) -> None:
+    """As JSON to the file; `-` is standard output."""
+    text = json.dumps(report, indent=2)
+    if path is None:
+        return
+    if str(path) == "-":
+        print(text)
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}", got=error.strerror) from error
+
+
 def open_page(page: str) -> bool:
     """Show the page where there is a display."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -314,7 +353,9 @@ def demo(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open the page, and end when all is done.")
     ] = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the measured figures to this file.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the measured figures to this file; - is standard output.")
+    ] = None,
 ) -> None:
     """Camera, broker, server and page on this machine, with every byte counted.
 
@@ -324,24 +365,25 @@ def demo(
         raise UsageError(f"no such folder for --json: {json_path.parent}")
     if source is not None and source.startswith("file:"):
         source = source.removeprefix("file://").removeprefix("file:")
-    console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us, the children are ended too
+    to_stdout = str(json_path) == "-"
+    console = Console(stderr=to_stdout)
     with tempfile.TemporaryDirectory(prefix="scene-edge-demo-") as folder:
         running = Demo.prepare(plan(source, seconds), Path(folder))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, running.interrupt)
         try:
             console.print(f"starting {running.broker.kind}, server and camera; page: {running.page}", highlight=False)
             running.start()
             shown = not no_browser and open_page(running.page)
             watch(running, console)
             report = running.report()
-            if json_path is not None:
-                json_path.write_text(json.dumps(report, indent=2) + "\n")
-            console.print(summary(report), highlight=False)
+            write_report(report, json_path)
+            console.print(summary(report), highlight=False, soft_wrap=True)
             if shown and console.is_terminal:
                 console.print("the page stays until Ctrl-C")
                 with contextlib.suppress(KeyboardInterrupt):
                     while running.server.watch() is None:
-                        time.sleep(POLL_S)
+                        running.pause(POLL_S)
         except KeyboardInterrupt:
             console.print("stopped")
             raise typer.Exit(INTERRUPTED) from None
