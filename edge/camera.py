@@ -14,7 +14,7 @@ from scene_edge.codec.sei import UTC_FREE_RUNNING, UTC_LOCKED
 from scene_edge.edge.board import clock_is_synchronised, resident_mb
 from scene_edge.edge.clip import encoder_settings
 from scene_edge.edge.clock import Clock, SystemClock
-from scene_edge.edge.config import CameraConfig
+from scene_edge.edge.config import CameraConfig, without_password
 from scene_edge.edge.encoders import VideoEncoder, create_encoder
 from scene_edge.edge.encoders.choose import choose_encoder
 from scene_edge.edge.ledger import Ledger, LedgerSnapshot
@@ -22,7 +22,7 @@ from scene_edge.edge.logs import logger
 from scene_edge.edge.networks import Networks, open_networks
 from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.publisher import Publisher, Voice
-from scene_edge.edge.sources import Source, SourceInfo, open_source, without_password
+from scene_edge.edge.sources import Source, SourceInfo, open_source
 from scene_edge.edge.spool import MemorySpool
 from scene_edge.edge.transport import PahoTransport, Transport
 from scene_edge.edge.watchdog import Watchdog, notify_systemd

@@ -203,3 +203,12 @@ def public_key_of(config: CameraConfig) -> bytes | None:
     if len(raw) != 32:
         raise ValueError(f"{path} holds no Ed25519 public key (32 bytes, or 64 hexadecimal digits)")
     return raw
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown.
+
+    >>> without_password("rtsp://admin:1234@10.0.0.7/live")
+    'rtsp://***@10.0.0.7/live'
+    """
+    return re.sub(r"//[^/@]*@", "//***@", url)

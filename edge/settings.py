@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 
 from scene_edge.codec.errors import ConfigError
 from scene_edge.edge.board import detect_profile
-from scene_edge.edge.config import PROFILES, CameraConfig
+from scene_edge.edge.config import PROFILES, CameraConfig, without_password
 
 ENVIRONMENT_PREFIX = "SCENE_EDGE_"
 MAX_CONFIG_BYTES = 1 << 20
@@ -221,10 +221,11 @@ def _validated(values: dict[str, Any], origins: Mapping[KeyPath, str]) -> Camera
         )
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         got = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
-        secret = path[-1] == "password"
+        if isinstance(got, str):
+            got = "***" if path[-1] == "password" else without_password(got)
         raise ConfigError(
             f"{origin}: {'.'.join(path)}: {_reason(first)}{more}",
-            got=None if secret or got is None else got,
+            got=got,
             allowed=_allowed_keys(path) if first["type"] == "extra_forbidden" else None,
             hint="See: scene-edge validate --schema",
         ) from error

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from scene_edge.codec.errors import SourceError
 from scene_edge.edge.clock import Clock
-from scene_edge.edge.config import SourceConfig
+from scene_edge.edge.config import SourceConfig, without_password
 from scene_edge.edge.sources.base import Source, SourceInfo
 from scene_edge.edge.sources.file import FileSource
 from scene_edge.edge.sources.live import LiveSource
@@ -24,7 +24,6 @@ __all__ = [
     "StreetSource",
     "TestSource",
     "open_source",
-    "without_password",
 ]
 
 _ALLOWED = "a file path, testsrc:, street:[SEED], rtsp://, http://, v4l2:/dev/videoN, picamera2:N"
@@ -82,7 +81,3 @@ def open_source(
         path = urlsplit(url).path if url.startswith("file://") else rest if url.startswith("file:") else url
         return FileSource(path, pace=config.pace, loop=config.loop, max_width=max_width, clock=clock)
     raise SourceError("no source for this URL", got=without_password(url), allowed=_ALLOWED)
-
-
-def without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)

@@ -1,0 +1,148 @@
+"""Tiny SCENE and SMC bundles in ONNX, built here, whose outputs a test can work out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scene_edge.codec.bundle import Bundle, write_bundle
+from scene_edge.codec.latents import LatentTables
+
+CHANNELS = 2
+FLOAT, UINT8 = 1, 2
+
+Spec = tuple[str, int, list[int | str]]
+
+
+def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
+    """coefficients = [0]; y = x - shift, clipped."""
+    from onnx import helper
+
+    folder.mkdir(parents=True)
+    thumb: Spec = ("thumb", UINT8, [1, 18, 32, 24])
+    coefficients: Spec = ("coefficients", FLOAT, [1, 1, 1, 1])
+    x: Spec = ("x", UINT8, [1, "h", "w", 24])
+    y: Spec = ("y", UINT8, [1, "h", "w", 24])
+    prior = [
+        helper.make_node("Cast", ["thumb"], ["t"], to=FLOAT),
+        helper.make_node("ReduceMean", ["t"], ["coefficients"], keepdims=1),
+    ]
+    constants = [
+        helper.make_tensor("zero", FLOAT, [], [0.0]),
+        helper.make_tensor("top", FLOAT, [], [255.0]),
+        helper.make_tensor("shift", FLOAT, [], [shift]),
+    ]
+    filtered = [
+        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
+        helper.make_node("Mul", ["coefficients", "zero"], ["nothing"]),
+        helper.make_node("Sub", ["f", "shift"], ["shifted"]),
+        helper.make_node("Add", ["shifted", "nothing"], ["steered"]),
+        helper.make_node("Clip", ["steered", "zero", "top"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["y"], to=UINT8),
+    ]
+    _save(folder / "prior.fp32.onnx", "prior", prior, [thumb], [coefficients], [])
+    _save(folder / "filter.fp32.onnx", "filter", filtered, [x, coefficients], [y], constants)
+    graphs = {
+        "prior": _graph("prior", [thumb], [coefficients]),
+        "filter": _graph("filter", [x, coefficients], [y]),
+    }
+    parameters = {"grid": 4, "prior_period_ms": 1000, "prior_size": [72, 128]}
+    return write_bundle(folder, _manifest("scene-tiny", "scene", graphs, parameters))
+
+
+def smc_bundle(folder: Path) -> Bundle:
+    """latent = mean of (x - lossy) over 4x4 cells of the first two luma channels, plus the frames since the keyframe."""
+    from onnx import helper
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    inputs: list[Spec] = [
+        ("x", UINT8, [1, "h", "w", 24]),
+        ("lossy", UINT8, [1, "h", "w", 24]),
+        ("state_sem", FLOAT, [1, CHANNELS, "h4", "w4"]),
+        ("state_lossy", FLOAT, [1, CHANNELS, "h4", "w4"]),
+    ]
+    outputs: list[Spec] = [
+        ("latent", FLOAT, [1, CHANNELS, "h4", "w4"]),
+        ("next_sem", FLOAT, [1, CHANNELS, "h4", "w4"]),
+        ("next_lossy", FLOAT, [1, CHANNELS, "h4", "w4"]),
+    ]
+    constants = [
+        helper.make_tensor("one", FLOAT, [1], [1.0]),
+        helper.make_tensor("from", 7, [1], [0]),
+        helper.make_tensor("to", 7, [1], [CHANNELS]),
+        helper.make_tensor("axis", 7, [1], [1]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["fx"], to=FLOAT),
+        helper.make_node("Cast", ["lossy"], ["fl"], to=FLOAT),
+        helper.make_node("Sub", ["fx", "fl"], ["lost"]),
+        helper.make_node("Transpose", ["lost"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Slice", ["pooled", "from", "to", "axis"], ["two"]),
+        helper.make_node("Add", ["two", "state_sem"], ["latent"]),
+        helper.make_node("Add", ["state_sem", "one"], ["next_sem"]),
+        helper.make_node("Add", ["state_lossy", "one"], ["next_lossy"]),
+    ]
+    _save(folder / "encoder.fp32.onnx", "encoder", nodes, inputs, outputs, constants)
+    random = np.random.default_rng(5)
+    tables = LatentTables.fit([random.integers(-4, 5, (8, CHANNELS, 4, 6))], max_abs=6)
+    save_file(tables.to_tensors(), folder / "tables.safetensors")
+    parameters = {
+        "channels": CHANNELS,
+        "stride": 16,
+        "max_abs": 6,
+        "tables": "tables.safetensors",
+        "quality_steps": [1.0, 2.0],
+    }
+    graphs = {"encoder": _graph("encoder", inputs, outputs)}
+    return write_bundle(folder, _manifest("smc-tiny", "smc", graphs, parameters))
+
+
+def _save(path: Path, name: str, nodes: list[Any], inputs: list[Spec], outputs: list[Spec], constants: list[Any]) -> None:
+    import onnx
+    from onnx import helper
+
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(*spec) for spec in inputs],
+        [helper.make_tensor_value_info(*spec) for spec in outputs],
+        constants,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+
+
+def _graph(name: str, inputs: list[Spec], outputs: list[Spec]) -> dict[str, Any]:
+    return {
+        "inputs": _specs(inputs),
+        "outputs": _specs(outputs),
+        "artifacts": [{"engine": "onnx", "precision": "fp32", "file": f"{name}.fp32.onnx", "shape": None}],
+    }
+
+
+def _specs(specs: list[Spec]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "dtype": {FLOAT: "float32", UINT8: "uint8"}[kind],
+            "shape": [None if isinstance(side, str) else side for side in shape],
+        }
+        for name, kind, shape in specs
+    ]
+
+
+def _manifest(name: str, kind: str, graphs: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": name,
+        "kind": kind,
+        "version": "0.0.1",
+        "counter": 1,
+        "graphs": graphs,
+        "parameters": parameters,
+        "quantisation": {},
+        "training": {},
+    }
