@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,8 @@ from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_lin
 
 # tflite_runtime ended at 2.14, which breaks with numpy 2: only where the other is missing.
 _RUNTIMES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
+
+_NUMBERED = re.compile(r"(?:args|output)_(\d+)")
 
 
 @lru_cache(maxsize=1)
@@ -88,25 +92,32 @@ def open_engine(order: Order) -> LiteRtSession:
 
 
 def _signature(interpreter: Any) -> dict[str, dict[str, int]]:
-    """Names -> tensor indexes of the only signature; {} where the model has none."""
-    details: dict[str, Any] = (
-        interpreter._get_full_signature_list() if hasattr(interpreter, "_get_full_signature_list") else {}
-    )
-    return dict(next(iter(details.values()))) if len(details) == 1 else {}
+    """{"inputs": {name: tensor index}, "outputs": ..} of the only signature; {} where the model has none or several."""
+    if not hasattr(interpreter, "_get_full_signature_list"):
+        return {}
+    signatures: dict[str, dict[str, dict[str, int]]] = interpreter._get_full_signature_list()
+    return next(iter(signatures.values())) if len(signatures) == 1 else {}
 
 
 def _details(
-    names: Any, details: list[dict[str, Any]], signature: dict[str, int], file: str
+    names: Iterable[str], details: list[dict[str, Any]], signature: dict[str, int], file: str
 ) -> dict[str, dict[str, Any]]:
-    """The runtime's details under the manifest's names: by signature, by tensor name, else by order."""
+    """The runtime's details under the manifest's names.
+
+    By the signature's names, by its numbers where a converter named them args_0, output_1 .., by the tensors' own
+    names, and last by their order.
+    """
     wanted = list(names)
     if len(details) != len(wanted):
         raise EngineError(f"{file} has another number of tensors", got=len(details), allowed=len(wanted))
     by_index = {detail["index"]: detail for detail in details}
-    if set(wanted) <= signature.keys():
+    if set(wanted) == signature.keys():
         return {name: by_index[signature[name]] for name in wanted}
+    numbered = {int(found[1]): index for name, index in signature.items() if (found := _NUMBERED.fullmatch(name))}
+    if len(numbered) == len(wanted):
+        return {name: by_index[numbered[number]] for name, number in zip(wanted, sorted(numbered), strict=True)}
     by_name = {_plain(detail["name"]): detail for detail in details}
-    if set(wanted) <= by_name.keys():
+    if set(wanted) == by_name.keys():
         return {name: by_name[name] for name in wanted}
     return dict(zip(wanted, details, strict=True))
 
