@@ -192,9 +192,10 @@ class CameraState:
                     **{name: _whole(ledger.get(name)) for name in ("captured", "committed", "spooled")},
                     "dropped": _counts(ledger.get("dropped")),
                 },
-                "kbps": {**kbps, "total": round(sum(rate or 0.0 for rate in kbps.values()), 2) if kbps else None},
+                "kbps": {**kbps, "total": _total(kbps)},
                 "kbps_source": source,
                 "bytes": _counts(ledger.get("bytes")),
+                "semantics": birth.get("semantics") if isinstance(birth.get("semantics"), bool) else None,
                 "match_rate": self._match_rate,
                 "match": self._match,
                 "latency_ms": _percentiles(self._latency_ms),
@@ -214,10 +215,13 @@ class CameraState:
             }
 
     def _rates(self, now_s: float) -> tuple[dict[str, float | None], str]:
+        """kbit/s by stream: as the camera tells them, else as measured here; None before any video came."""
         told = _numbers(self._ledger.get("kbps"))
         if now_s - self._ledger_at_s < LEDGER_FRESH_S and all(name in told for name in STREAMS):
             return {name: round(told[name], 2) for name in STREAMS}, "camera"
-        return {name: round(value, 2) for name, value in self._kbps.items()}, "server"
+        if self._video_at_s is None:
+            return dict.fromkeys(STREAMS), "server"
+        return {name: round(self._kbps.get(name, 0.0), 2) for name in STREAMS}, "server"
 
     def _status_word(self, now_s: float, degraded: bool) -> str:
         if self._status is None:
@@ -230,6 +234,11 @@ class CameraState:
         if self._video_at_s is None or now_s - self._video_at_s > self._silent_after_s:
             return "silent"
         return "degraded" if degraded or word == "degraded" else "online"
+
+
+def _total(kbps: Mapping[str, float | None]) -> float | None:
+    known = [rate for rate in kbps.values() if rate is not None]
+    return round(sum(known), 2) if known else None
 
 
 def _percentiles(values: Sequence[float] | deque[float]) -> dict[str, float | None]:

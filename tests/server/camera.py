@@ -32,7 +32,9 @@ def picture(index: int, width: int = WIDTH, height: int = HEIGHT) -> Planes:
     y = np.tile(np.linspace(60, 160, width, dtype=np.uint8), (height, 1))
     x = (4 + index) % (width - 16)
     y[16:32, x : x + 16] = 230
-    return Planes(y, np.full((height // 2, width // 2), 110, np.uint8), np.full((height // 2, width // 2), 140, np.uint8))
+    return Planes(
+        y, np.full((height // 2, width // 2), 110, np.uint8), np.full((height // 2, width // 2), 140, np.uint8)
+    )
 
 
 def access_units(count: int, width: int = WIDTH, height: int = HEIGHT, gop: int = GOP) -> list[AccessUnit]:
@@ -242,7 +244,9 @@ class FakeCamera:
         )
         return [message.to_bytes() for message in messages]
 
-    def stream(self, *, lose_packets: tuple[int, ...] = (), lose_frames: tuple[int, ...] = ()) -> Iterator[tuple[str, bytes]]:
+    def stream(
+        self, *, lose_packets: tuple[int, ...] = (), lose_frames: tuple[int, ...] = ()
+    ) -> Iterator[tuple[str, bytes]]:
         """(leaf, payload) in the order in which a camera sends: birth, each frame, each packet when its GOP is over."""
         yield "status", b"online"
         yield "birth", self.birth()

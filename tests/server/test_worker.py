@@ -265,8 +265,14 @@ def test_a_camera_that_lies_in_its_birth_and_ledger_breaks_no_view() -> None:
     bench = Bench(None)
     bench.feed(
         [
-            ("birth", json.dumps({"fps": "fast", "engine": [1], "encoder": {}, "degraded": "x" * 9, "session": 3}).encode()),
-            ("ledger", json.dumps({"captured": "many", "dropped": [1], "kbps": {"video": None}, "rss_mb": True}).encode()),
+            (
+                "birth",
+                json.dumps({"fps": "fast", "engine": [1], "encoder": {}, "degraded": "x" * 9, "session": 3}).encode(),
+            ),
+            (
+                "ledger",
+                json.dumps({"captured": "many", "dropped": [1], "kbps": {"video": None}, "rss_mb": True}).encode(),
+            ),
         ]
     )
     view = bench.view()

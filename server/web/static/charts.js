@@ -13,10 +13,11 @@ function options(width, series, range) {
     width, height: HEIGHT, series: [{}, ...series], legend: { show: false }, cursor: { y: false, points: { show: false } },
     padding: [6, 4, 0, 0],
     scales: { x: { time: true }, y: { range } },
-    axes: [{ ...axis, size: 24, space: 70 }, { ...axis, size: 46, space: 28 }],
+    axes: [{ ...axis, size: 24, space: 90, values: (_plot, times) => times.map(clock) }, { ...axis, size: 46, space: 28 }],
   };
 }
 
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
 const fromZero = (_plot, _low, high) => [0, Math.max(high || 0, 1) * 1.08];
 
 export class Charts {
@@ -28,6 +29,13 @@ export class Charts {
     this.watch.observe(rates);
     this.watch.observe(latencies);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
+  }
+
+  // Semantics come in bursts, one message a GOP: what a stream costs is its mean over some seconds.
+  mean(name, seconds) {
+    const since = Date.now() / 1000 - seconds;
+    const values = this.points.filter((point) => point.t >= since && point[name] != null).map((point) => point[name]);
+    return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
   }
 
   seed(points) { this.points = [...points, ...this.points].slice(-MAX_POINTS); this.draw(); }

@@ -4,6 +4,8 @@ import { Charts, PERCENTILES, STREAMS } from "./charts.js";
 import { Picture } from "./picture.js";
 
 const OPEN_AT_FIRST = 4;
+const MEAN_S = 10;
+const NO_MATCH = { true: "no frame was due yet", false: "this camera sends no semantics", null: "not known whether semantics come" };
 const ORDER = ["online", "degraded", "silent", "offline", "stopped", "unknown"];
 const WORDS = { silent: "silent: online, but no video comes", unknown: "unknown: it has not said how it is" };
 const cards = new Map();
@@ -31,13 +33,11 @@ function rows(table, entries, empty) {
     row.append(make("td", name), make("td", content));
     return row;
   }));
-  if (!entries.length && empty) table.append(rowOf(empty));
-}
-
-function rowOf(text) {
-  const row = make("tr");
-  row.append(make("td", text));
-  return row;
+  if (!entries.length && empty) {
+    const row = make("tr", null, "quiet");
+    row.append(make("td", empty));
+    table.append(row);
+  }
 }
 
 function legend(target, names, latest, format) {
@@ -51,10 +51,10 @@ function legend(target, names, latest, format) {
 }
 
 class Card {
-  constructor(camera, open) {
+  constructor(camera) {
     this.camera = camera;
+    this.pictured = false;
     this.root = $("camera").content.firstElementChild.cloneNode(true);
-    this.root.open = open;
     this.root.id = `camera-${camera}`;
     this.at = Object.fromEntries([...this.root.querySelectorAll("[data-as]")].map((node) => [node.dataset.as, node]));
     const [lossy, fused] = this.root.querySelectorAll("figure");
@@ -69,6 +69,10 @@ class Card {
   }
 
   picture(event) {
+    if (!this.pictured) {
+      this.pictured = true;
+      this.root.open = document.querySelectorAll(".camera[open]").length < OPEN_AT_FIRST;
+    }
     if (!this.root.open || document.hidden) return;
     this.at.seq.textContent = `frame ${number(event.seq)}`;
     this.lossy.show(event);
@@ -76,16 +80,17 @@ class Card {
   }
 
   update(view) {
-    this.head(view);
-    this.tiles(view);
-    this.tables(view);
     const point = { t: Date.now() / 1000, ...view.kbps, ...view.latency_ms };
     this.charts.add(point);
-    legend(this.at.ratelegend, STREAMS, view.kbps, rate);
+    const means = Object.fromEntries([...STREAMS.map(([name]) => name), "total"].map((name) => [name, this.charts.mean(name, MEAN_S)]));
+    this.head(view, means);
+    this.tiles(view, means);
+    this.tables(view);
+    legend(this.at.ratelegend, STREAMS, means, rate);
     legend(this.at.latencylegend, PERCENTILES, view.latency_ms, number);
   }
 
-  head(view) {
+  head(view, means) {
     this.at.dot.className = `dot ${view.status}`;
     this.at.name.textContent = view.camera;
     this.at.word.textContent = WORDS[view.status] ?? view.status;
@@ -93,7 +98,7 @@ class Card {
     const size = view.width ? `${view.width} × ${view.height}` : null;
     const facts = [size, view.fps && `${number(view.fps, view.fps % 1 ? 2 : 0)} frames/s`, view.profile && `profile ${view.profile}`, view.version];
     this.at.facts.textContent = facts.filter(Boolean).join(" · ");
-    this.at.brief.textContent = [`${rate(view.kbps.total)} kbit/s`, view.match_rate != null && `${number(view.match_rate * 100, 1)} % matched`, `p95 ${number(view.latency_ms.p95)} ms`].filter(Boolean).join(" · ");
+    this.at.brief.textContent = [means.total != null && `${rate(means.total)} kbit/s`, view.match_rate != null && `${number(view.match_rate * 100, 1)} % matched`, view.latency_ms.p95 != null && `p95 ${number(view.latency_ms.p95)} ms`].filter(Boolean).join(" · ");
     this.at.actions.replaceChildren(...this.actions(view));
   }
 
@@ -108,14 +113,14 @@ class Card {
     });
   }
 
-  tiles(view) {
-    value(this.at.total, rate(view.kbps.total), "kbit/s");
-    const side = view.kbps.total ? 100 * (view.kbps.semantic ?? 0) / view.kbps.total : null;
-    this.at.totalsub.textContent = `${side == null ? "–" : number(side, 1)} % semantic, told by the ${view.kbps_source}`;
+  tiles(view, means) {
+    value(this.at.total, rate(means.total), "kbit/s");
+    const side = means.total ? `${number(100 * means.semantic / means.total, 1)} % semantics, ` : "";
+    this.at.totalsub.textContent = means.total == null ? "no video yet" : `${side}mean of ${MEAN_S} s, by the ${view.kbps_source}`;
     value(this.at.match, view.match_rate == null ? "–" : number(view.match_rate * 100, view.match_rate === 1 ? 0 : 2), "%");
     this.at.match.classList.toggle("warn", view.match_rate != null && view.match_rate < 1);
     const parts = ["matched", "late", "missing_semantics", "missing_video"].filter((key) => view.match[key]);
-    this.at.matchsub.textContent = view.match_rate == null ? "no semantics expected" : parts.map((key) => `${number(view.match[key])} ${words(key)}`).join(", ");
+    this.at.matchsub.textContent = view.match_rate == null ? NO_MATCH[view.semantics] : parts.map((key) => `${number(view.match[key])} ${words(key)}`).join(", ");
     value(this.at.latency, number(view.latency_ms.p50), "ms p50");
     this.at.latencysub.textContent = `p95 ${number(view.latency_ms.p95)} ms, p99 ${number(view.latency_ms.p99)} ms`;
     value(this.at.tracks, view.picture ? number(view.tracks.length) : "–");
@@ -161,7 +166,7 @@ function update({ cameras, health }) {
   $("empty").hidden = cameras.length > 0;
   for (const view of cameras) {
     if (!cards.has(view.camera)) {
-      const card = new Card(view.camera, cards.size < OPEN_AT_FIRST);
+      const card = new Card(view.camera);
       cards.set(view.camera, card);
       $("cameras").append(card.root);
     }

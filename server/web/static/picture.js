@@ -57,13 +57,13 @@ export class Picture {
 
   draw({ width, height, tracks }) {
     this.overlay.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const size = Math.max(width / 52, 9);
+    const size = Math.max(width / 58, 8);
     const marks = (tracks ?? []).flatMap(({ id, label, box: [x0, y0, x1, y1] }) => {
       const hue = HUES[id % HUES.length];
       const rect = element("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, stroke: hue });
       const text = `${label} ${id}`;
       const above = y0 > size * 1.4;
-      const plate = element("rect", { x: x0, y: above ? y0 - size * 1.35 : y0, width: text.length * size * 0.56 + size * 0.6, height: size * 1.35 });
+      const plate = element("rect", { x: x0, y: above ? y0 - size * 1.35 : y0, width: text.length * size * 0.6 + size * 0.5, height: size * 1.35 });
       plate.style.fill = hue;
       const name = element("text", { x: x0 + size * 0.3, y: above ? y0 - size * 0.35 : y0 + size, "font-size": size });
       name.style.fill = "#10141b";
