@@ -83,7 +83,9 @@ def run(
     report = _report.envelope("install_size")
     with tempfile.TemporaryDirectory() as folder:
         result = weigh(Path(folder), extra)
-    table = Table(title=f"scene-edge[{extra}], {result['install_s']} s to install", title_justify="left")
+    table = Table(
+        title=f"scene-edge with {extra or 'no engine'}, {result['install_s']} s to install", title_justify="left"
+    )
     for title in ("package", "version", "MB"):
         table.add_column(title, justify="right" if title == "MB" else "left")
     for name, size in result["packages"].items():

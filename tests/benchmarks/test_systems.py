@@ -1,0 +1,66 @@
+"""The compared systems on a few small pictures: same frames out, bytes that add up, the same bytes each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.systems import SYSTEMS, camera_config, encode, parts_of, run_system, transport_bytes
+from scene_edge.codec.bundle import shipped_bundles
+from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.planes import Planes
+
+MQTT_BYTES = 2 + len("scene/1/12/camera-1/video") + 2 + 2
+"""Fixed header of a short message, length and text of the topic, packet id."""
+
+HEADER_BYTES = 32 + 4
+"""Of a video message without UTC offset, and its CRC: the layout stands in codec/videomessage.py."""
+
+ACKNOWLEDGED_BYTES = 4 + 40
+
+
+def pictures(count: int = 6, width: int = 128, height: int = 96) -> list[Planes]:
+    rows, columns = np.mgrid[0:height, 0:width]
+    chroma = np.full((height // 2, width // 2), 120, np.uint8)
+    moving = [(np.sin((columns + 4 * frame) / 11) * 70 + rows / 2 + 80).astype(np.uint8) for frame in range(count)]
+    return [Planes(y, chroma, chroma) for y in moving]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) -> None:
+    wanted = {name for name, used in zip(("scene-s", "smc-s"), parts_of(system), strict=True) if used}
+    if not wanted <= set(shipped_bundles()):
+        pytest.skip(f"this needs the bundles {', '.join(sorted(wanted))} in models/zoo")
+    originals = pictures()
+    first = run_system(system, originals, 25.0, crf=35, gop=4, preset="superfast")
+    again = run_system(system, originals, 25.0, crf=35, gop=4, preset="superfast")
+    assert [(p.width, p.height) for p in first.pictures] == [(128, 96)] * 6
+    assert first.bytes["total"] == sum(first.bytes[kind] for kind in ("video", "semantic", "sei", "overhead"))
+    assert (first.bytes["semantic"] > 0) == parts_of(system)[1]
+    assert first.bytes == again.bytes
+    assert all(np.array_equal(one.y, other.y) for one, other in zip(first.pictures, again.pictures, strict=True))
+
+
+def test_transport_by_hand() -> None:
+    clip = encode("x264", pictures(), 25.0, crf=45, gop=30, preset="superfast")
+    total = 0
+    for unit in clip.access_units:
+        message = HEADER_BYTES + len(unit.data)
+        mqtt = MQTT_BYTES + (message + MQTT_BYTES - 2 >= 128)
+        assert message + mqtt <= 1448, "one segment each"
+        total += HEADER_BYTES + mqtt + 40 + ACKNOWLEDGED_BYTES
+    assert transport_bytes(clip) == total
+
+
+def test_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCENE_EDGE_VIDEO__CRF", "12")
+    config = camera_config("both", crf=33, gop=30, preset="superfast")
+    assert config.video.crf == 33
+    assert config.scene.enabled
+    assert config.semantics.enabled
+    assert config.semantics.threads == 1
+
+
+def test_an_unknown_system_is_named() -> None:
+    with pytest.raises(ConfigError, match="no such system"):
+        camera_config("scen", crf=33, gop=30, preset="superfast")
