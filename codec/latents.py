@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scene_edge.codec.errors import EntropyError
-from scene_edge.codec.rans import MAX_SYMBOLS, TOTAL, RansDecoder, RansEncoder, Tables, quantise
+from scene_edge.codec.rans import MAX_SYMBOLS, PRECISION, TOTAL, RansDecoder, RansEncoder, Tables, quantise
 
 I16: TypeAlias = NDArray[np.int16]
 
@@ -30,6 +30,9 @@ MAX_GRID = 1024
 """Largest height or width of a latent: 8192 luma samples at stride 8."""
 MAX_ABS = 127
 """Largest magnitude with a symbol of its own; beyond it comes an escape."""
+
+END_BITS = 16
+"""What a frame that is not silent takes beyond its ideal length, on average: the coder's last state and whole bytes."""
 
 _ESCAPE_BITS = 17
 """Elias-gamma prefix of at most 16 zeros: int16 reaches 32768."""
@@ -93,10 +96,10 @@ class LatentTables:
             previous: I16 | None = None
             for z in gop:
                 rows, opened = _gate_rows(previous, channels), z.any(axis=(1, 2))
-                np.add.at(gates.reshape(-1, 2), (rows, opened.astype(np.int64)), 1)
+                gates.reshape(-1, 2)[rows, opened.astype(np.int64)] += 1
                 active = np.flatnonzero(opened)
                 table, symbol = _value_rows(previous, active, z.shape), _symbols_of(z[active], max_abs)
-                np.add.at(values.reshape(-1, alphabet), (table, symbol), 1)
+                values += np.bincount(table * alphabet + symbol, minlength=values.size).reshape(values.shape)
                 previous = z
         return cls(_cumulative(_smoothed(values, strength=64)), _cumulative(_smoothed(gates, strength=8)), max_abs)
 
@@ -124,10 +127,13 @@ class LatentTables:
         return cls(_cumulative(symbols), _cumulative(gates), alphabet // 2 - 1)
 
     def estimate_bits(self, gop: ArrayLike) -> float:
-        """Ideal code length in bits of a GOP [T, C, h, w] whose first frame is a key; a frame of zeros is free."""
+        """Ideal code length in bits of a GOP [T, C, h, w] whose first frame is a key; a frame of zeros is free.
+
+        What is written has about END_BITS more in each frame that is not silent.
+        """
         checked = _checked_gop(gop)
-        log_symbol = PRECISION_BITS - np.log2(self.symbols.frequencies)
-        log_gate = PRECISION_BITS - np.log2(self.gates.frequencies)
+        log_symbol = PRECISION - np.log2(self.symbols.frequencies)
+        log_gate = PRECISION - np.log2(self.gates.frequencies)
         bits = 0.0
         previous: I16 | None = None
         for z in checked:
@@ -141,9 +147,6 @@ class LatentTables:
                 bits += sum(2 * (int(value) - self.max_abs).bit_length() for value in escaped)
             previous = z
         return bits
-
-
-PRECISION_BITS = 16.0
 
 
 class LatentCoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -410,7 +411,7 @@ def test_random_values_anywhere_raise_nothing_else(value: object, seed: int) -> 
             break
         node = node[key]
     node[key] = value
-    with pytest.raises(BundleError):
+    with contextlib.suppress(BundleError):
         load_manifest(json.dumps(document).encode())
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scene_edge.codec.errors import EntropyError
-from scene_edge.codec.latents import MAX_GRID, LatentCoder, LatentTables
+from scene_edge.codec.latents import END_BITS, MAX_GRID, LatentCoder, LatentTables
 from tests.golden import recipes
 
 
@@ -207,3 +207,11 @@ def test_bad_input_is_refused(tables: LatentTables) -> None:
     ):
         with pytest.raises(EntropyError):
             LatentTables.from_tensors(tensors)
+
+
+def test_small_frames_cost_about_their_end_more_than_the_estimate() -> None:
+    model = LatentTables.fit([laplace_gop(seed, scale=0.08) for seed in range(3)])
+    gop = laplace_gop(60, frames=40, scale=0.08)
+    written, spoken = 8 * sum(map(len, coded(gop, model))), sum(z.any() for z in gop)
+    assert written / spoken < 900, "the frames should be small, or this test shows nothing"
+    assert written == pytest.approx(model.estimate_bits(gop) + spoken * END_BITS, rel=0.01)
