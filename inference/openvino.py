@@ -104,8 +104,9 @@ def _settings(order: Order, device: str) -> dict[str, str]:
     settings = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         settings |= {"INFERENCE_NUM_THREADS": str(order.threads), "NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
-    if order.artifact.precision == "fp32":
-        # Without this a CPU with AMX or bf16 silently computes in bf16.
+    if order.artifact.precision in ("fp32", "int8"):
+        # Without this a CPU with AMX or bf16 silently computes in bf16: all of fp32, and the float rest of INT8,
+        # which would then differ from one machine to the next. INT8 is no slower for it.
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     return settings
 
