@@ -118,9 +118,9 @@ class PictureDecoder:
         if self._last is None:
             self._owed += 1
             return
-        yield from [self._last] * (self._owed + 1)
-        self._report.frames += self._owed + 1
-        self._owed = 0
+        pictures, self._owed = [self._last] * (self._owed + 1), 0
+        self._report.frames += len(pictures)
+        yield from pictures
 
     def finish(self) -> None:
         """Close the networks and settle the report. Raises DecoderError if nothing was decoded at all."""
