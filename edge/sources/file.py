@@ -116,7 +116,8 @@ class FileSource:
                 f"{self._path} has no video stream", allowed="a file with a video stream that FFmpeg reads"
             )
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
+        # Not by frame: an error in one would then take intact frames of other threads with it.
+        stream.thread_type = "SLICE"
         self._packets = self._container.demux(stream)
         return stream
 
