@@ -54,6 +54,7 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
 
 def smc_bundle(folder: Path) -> Bundle:
     """latent = mean of (x - lossy) over 4x4 cells of the first two luma channels, plus the frames since the keyframe."""
+    import onnxruntime
     from onnx import helper
     from safetensors.numpy import save_file
 
@@ -97,11 +98,27 @@ def smc_bundle(folder: Path) -> Bundle:
         "tables": "tables.safetensors",
         "quality_steps": [1.0, 2.0],
     }
-    graphs = {"encoder": _graph("encoder", inputs, outputs)}
+    golden = {
+        "x": random.integers(0, 255, (1, 16, 24, 24), dtype=np.uint8),
+        "lossy": random.integers(0, 255, (1, 16, 24, 24), dtype=np.uint8),
+        "state_sem": np.zeros((1, CHANNELS, 4, 6), np.float32),
+        "state_lossy": np.zeros((1, CHANNELS, 4, 6), np.float32),
+    }
+    model = onnxruntime.InferenceSession(str(folder / "encoder.fp32.onnx"))
+    ran = zip((name for name, _, _ in outputs), model.run(None, golden), strict=True)
+    tensors = {f"in.{name}": value for name, value in golden.items()} | {f"out.{name}": value for name, value in ran}
+    save_file(tensors, folder / "encoder.golden.safetensors")
+    encoder = {
+        **_graph("encoder", inputs, outputs),
+        "golden": {"file": "encoder.golden.safetensors", "tolerance": 0.01},
+    }
+    graphs = {"encoder": encoder}
     return write_bundle(folder, _manifest("smc-tiny", "smc", graphs, parameters))
 
 
-def _save(path: Path, name: str, nodes: list[Any], inputs: list[Spec], outputs: list[Spec], constants: list[Any]) -> None:
+def _save(
+    path: Path, name: str, nodes: list[Any], inputs: list[Spec], outputs: list[Spec], constants: list[Any]
+) -> None:
     import onnx
     from onnx import helper
 

@@ -1,0 +1,353 @@
+"""SCENE and SMC on the camera: when the embedding is refreshed, which integers come out, and where packets begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.latents import LatentCoder, LatentTables
+from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, MAX_PACKET_BYTES, SemanticPacket
+from scene_edge.codec.planes import Planes, pack
+from scene_edge.edge.clip import encode_clip
+from scene_edge.edge.gop import GopCoder
+from scene_edge.edge.networks import open_networks
+from scene_edge.edge.scene import SceneFilter, thumbnail
+from scene_edge.edge.semantics import SemanticEncoder, quantise
+from scene_edge.edge.sources import TestSource
+from scene_edge.inference.session import Session, open_session
+from tests.edge.conftest import Configure
+
+SECOND_NS = 1_000_000_000
+
+
+def onnx_session(bundle: Bundle, graph: str, height: int, width: int) -> Session:
+    return open_session(bundle, graph, height=height, width=width, prefer=("onnx",), precision="fp32")
+
+
+def pictures(count: int, width: int = 96, height: int = 64) -> list[Planes]:
+    source = TestSource(width, height, pace="asap", frames=count)
+    source.open()
+    found = []
+    while (frame := source.read()) is not None:
+        found.append(frame.planes)
+    return found
+
+
+def flat(level: int, width: int = 96, height: int = 64) -> Planes:
+    half = (height // 2, width // 2)
+    return Planes(
+        np.full((height, width), level, np.uint8), np.full(half, level, np.uint8), np.full(half, level, np.uint8)
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (100, 50), (34, 34)])
+def test_the_filter_keeps_size_and_content(zoo: Path, width: int, height: int) -> None:
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), width, height, onnx_session)
+    (picture,) = pictures(1, width, height)
+    out = scene.apply(picture, 0)
+    assert np.array_equal(out.y.astype(int), np.clip(picture.y.astype(int) - 10, 0, 255))
+    assert out.u.shape == picture.u.shape
+    assert scene.engine.startswith("onnx fp32")
+    scene.close()
+
+
+def test_the_embedding_is_refreshed_each_second_and_at_a_cut(zoo: Path) -> None:
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, onnx_session)
+    for step in range(20):
+        scene.apply(flat(100), step * SECOND_NS // 10)
+    assert scene.refreshes == 2
+    scene.apply(flat(200), 2 * SECOND_NS - 1)
+    assert scene.refreshes == 3
+    # The clock of the source jumps back: the embedding is not kept for ever.
+    scene.apply(flat(200), 0)
+    assert scene.refreshes == 4
+    scene.reset()
+    scene.apply(flat(200), 1)
+    assert scene.refreshes == 5
+
+
+def test_a_thumbnail_is_the_whole_picture_without_padding() -> None:
+    thumb = thumbnail(flat(77, 960, 540), 72, 128)
+    assert thumb.shape == (18, 32, 24)
+    assert (thumb == 77).all()
+    half = flat(0, 256, 144)
+    half.y[:, 128:] = 200
+    left, right = np.split(thumbnail(half, 72, 128)[..., :16], 2, axis=1)
+    assert left[:, :-1].max() == 0
+    assert right[:, 1:].min() == 200
+
+
+def test_wrong_kinds_sizes_and_parameters_are_refused(zoo: Path) -> None:
+    scene, smc = Bundle.open("scene-tiny", zoo=zoo), Bundle.open("smc-tiny", zoo=zoo)
+    with pytest.raises(BundleError, match="no SCENE"):
+        SceneFilter(smc, 96, 64, onnx_session)
+    with pytest.raises(BundleError, match="no SMC"):
+        SemanticEncoder(scene, 96, 64, onnx_session)
+    with pytest.raises(BundleError, match="quality"):
+        SemanticEncoder(smc, 96, 64, onnx_session, quality=2)
+    with pytest.raises(EngineError, match="another size"):
+        SceneFilter(scene, 96, 64, onnx_session).apply(flat(1, 64, 64), 0)
+    with pytest.raises(EngineError, match="another size"):
+        SemanticEncoder(smc, 96, 64, onnx_session).encode(flat(1), flat(1, 64, 64), True)
+    good = scene.parameters
+    for name, value in (("prior_size", [72]), ("prior_size", [73, 128]), ("prior_period_ms", "often")):
+        scene.parameters = {**good, name: value}
+        with pytest.raises(BundleError, match=name):
+            SceneFilter(scene, 96, 64, onnx_session)
+
+
+def test_latents_are_rounded_and_clipped() -> None:
+    latent: NDArray[np.float32] = np.array([0.4, 0.6, -1.5, 1e9, -1e9], np.float32).reshape(1, 1, 1, 5)
+    assert quantise(latent, 1.0).ravel().tolist() == [0, 1, -2, 32767, -32768]
+    assert quantise(latent, 0.5).ravel().tolist()[:2] == [1, 1]
+    with pytest.raises(EngineError, match="not finite"):
+        quantise(latent * np.nan, 1.0)
+    with pytest.raises(EngineError, match="shape"):
+        quantise(latent[0], 1.0)
+
+
+def test_state_lives_for_one_gop(zoo: Path) -> None:
+    """The tiny network adds the frames since the keyframe to each latent."""
+    encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
+    found = []
+    for step in range(6):
+        encoder.encode(flat(50), flat(48), key=step % 3 == 0)
+        assert encoder.last_latents is not None
+        assert len(np.unique(encoder.last_latents)) == 1
+        found.append(int(encoder.last_latents.flat[0]))
+    assert found == [2, 3, 4, 2, 3, 4]
+    assert encoder.last_latents is not None
+    assert encoder.last_latents.shape == (2, 4, 6)
+
+
+def test_equal_pictures_at_a_keyframe_cost_nothing(zoo: Path) -> None:
+    encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
+    assert encoder.encode(flat(50), flat(50), key=True) == b""
+
+
+def gop_coder(zoo: Path, **settings: Any) -> GopCoder:
+    encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
+    options: dict[str, Any] = {"session_id": 7, "width": 96, "height": 64, "frame_period_ns": 40_000_000, "gop": 5}
+    return GopCoder(encoder, **(options | settings))
+
+
+@pytest.fixture(scope="module")
+def stream(zoo: Path) -> tuple[list[AccessUnit], list[Planes]]:
+    from scene_edge.edge.settings import load_config
+
+    settings = ["scene.enabled=false", "semantics.enabled=false", "video.gop=5"]
+    originals = pictures(15)
+    clip = encode_clip(originals, 25, load_config("cpu", overrides=settings, environment={}))
+    return clip.access_units, originals
+
+
+Stream = tuple[list[AccessUnit], list[Planes]]
+
+
+def test_one_packet_for_each_gop_at_its_last_frame(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    sizes = [len(coder.push(unit, original)) for unit, original in zip(*stream, strict=True)]
+    assert sizes == [0, 0, 0, 0, 1] * 3
+    assert coder.flush() == []
+    assert not coder.lost
+
+
+def test_the_end_of_the_stream_gives_the_rest(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    packets = [
+        packet for unit, original in list(zip(*stream, strict=True))[:7] for packet in coder.push(unit, original)
+    ]
+    packets += coder.flush()
+    assert [(packet.first_seq, packet.count, packet.flags) for packet in packets] == [(0, 5, 0), (5, 2, 0)]
+
+
+def test_a_latency_limit_splits_the_gop(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo, max_latency_ms=80)
+    packets = [packet for unit, original in zip(*stream, strict=True) for packet in coder.push(unit, original)]
+    shape = [(packet.kind, packet.first_seq, packet.count) for packet in packets[:4]]
+    assert shape == [(KEY, 0, 2), (DELTA, 2, 2), (DELTA, 4, 1), (KEY, 5, 2)]
+    check_latents(zoo, packets, expected_from=coder)
+
+
+def check_latents(zoo: Path, packets: list[SemanticPacket], expected_from: GopCoder) -> None:
+    """Packets decode in order, as the server does it, without an error."""
+    bundle = Bundle.open("smc-tiny", zoo=zoo)
+    decoder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
+    for packet in packets:
+        if packet.kind == KEY:
+            decoder.reset()
+        for payload in packet.payloads:
+            decoder.decode(payload, (2, 4, 6))
+    assert not expected_from.lost
+
+
+def test_a_gap_gives_up_the_gop_and_marks_its_packet(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    packets = []
+    for unit, original in zip(*stream, strict=True):
+        if unit.frame_seq not in (2, 3):
+            packets += coder.push(unit, original)
+    assert [(packet.first_seq, packet.count, packet.flags) for packet in packets] == [
+        (0, 2, FLAG_GOP_CUT), (5, 5, 0), (10, 5, 0)
+    ]  # fmt: skip
+    assert coder.lost == {"gap": 1}
+
+
+def test_a_gap_up_to_the_next_keyframe_is_marked_too(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    packets = []
+    for unit, original in zip(*stream, strict=True):
+        if unit.frame_seq not in (3, 4):
+            packets += coder.push(unit, original)
+    assert [(packet.first_seq, packet.count, packet.flags) for packet in packets][:2] == [
+        (0, 3, FLAG_GOP_CUT), (5, 5, 0)
+    ]  # fmt: skip
+
+
+def test_joining_in_the_middle_waits_for_a_keyframe(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    packets = [
+        packet for unit, original in list(zip(*stream, strict=True))[2:] for packet in coder.push(unit, original)
+    ]
+    assert [packet.first_seq for packet in packets] == [5, 10]
+    assert coder.lost == {"gap": 3}
+
+
+def test_an_access_unit_that_does_not_decode_costs_its_gop(zoo: Path, stream: Stream) -> None:
+    coder = gop_coder(zoo)
+    packets = []
+    for unit, original in zip(*stream, strict=True):
+        if unit.frame_seq == 5:
+            unit = replace(unit, data=b"\0\0\0\1\x09\xf0")
+        packets += coder.push(unit, original)
+    assert [packet.first_seq for packet in packets] == [0, 10]
+    assert coder.lost == {"local_decode": 1, "gap": 4}
+
+
+def test_a_packet_never_outgrows_a_message(zoo: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = gop_coder(zoo)
+    monkeypatch.setattr(coder._encoder, "encode", lambda *_args: bytes(50_000))
+    packets = [packet for unit, original in zip(*stream, strict=True) for packet in coder.push(unit, original)]
+    assert all(len(packet.to_bytes()) <= MAX_PACKET_BYTES for packet in packets)
+    assert [seq for packet in packets for seq in range(packet.first_seq, packet.last_seq + 1)] == list(range(15))
+    assert {packet.kind for packet in packets if packet.first_seq % 5} == {DELTA}
+
+
+def test_a_failed_network_ends_the_gop_and_the_next_begins_clean(
+    zoo: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder = gop_coder(zoo)
+    pairs = list(zip(*stream, strict=True))
+    real = coder._encoder.encode
+
+    def broken(*_args: object) -> bytes:
+        raise EngineError("broken")
+
+    coder.push(*pairs[0])
+    monkeypatch.setattr(coder._encoder, "encode", broken)
+    with pytest.raises(EngineError):
+        coder.push(*pairs[1])
+    assert coder.open_from is None
+    monkeypatch.setattr(coder._encoder, "encode", real)
+    packets = [packet for unit, original in pairs[2:] for packet in coder.push(unit, original)]
+    assert [packet.first_seq for packet in packets] == [5, 10]
+
+
+def test_a_clip_is_coded_from_the_picture_that_the_server_will_see(configure: Configure, zoo: Path) -> None:
+    """latent = mean of original minus lossy over the cell, plus the frame's place in its GOP, as the tiny network has it."""
+    originals = pictures(12)
+    clip = encode_clip(originals, 25, configure("scene.enabled=false"), session_id=99)
+    decoder = H264Decoder()
+    bundle = Bundle.open("smc-tiny", zoo=zoo)
+    coder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
+    payloads = [payload for packet in clip.packets for payload in packet.payloads]
+    for index, (unit, payload) in enumerate(zip(clip.access_units, payloads, strict=True)):
+        ((_, lossy),) = decoder.decode(unit.data, index)
+        difference = pack(originals[index]).astype(np.float32)[..., :2] - pack(lossy)[..., :2]
+        cells = difference.reshape(4, 4, 6, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
+        expected = np.rint(cells + index % 5)
+        if index % 5 == 0:
+            coder.reset()
+        assert np.array_equal(coder.decode(payload, (2, 4, 6)), expected)
+        assert np.array_equal(clip.latents[index], expected)
+    assert clip.bytes["total"] == clip.bytes["video"] + clip.bytes["semantic"] + clip.bytes["sei"]
+    assert clip.bytes["semantic"] == sum(len(packet.to_bytes()) for packet in clip.packets)
+    assert sum(len(unit.data) for unit in clip.access_units) == clip.bytes["video"] + clip.bytes["sei"]
+    assert {packet.bundle_digest for packet in clip.packets} == {bundle.short_digest}
+
+
+def test_a_clip_is_the_same_twice(configure: Configure) -> None:
+    one, two = (encode_clip(pictures(7), 25, configure(), session_id=1) for _ in range(2))
+    assert one.access_units == two.access_units
+    assert one.packets == two.packets
+    assert set(one.ms) == {"scene", "encode", "decode", "semantics"}
+    assert one.kbps["total"] == pytest.approx(one.bytes["total"] * 8 / 1000 / (7 / 25))
+
+
+def test_open_networks_serve_many_clips(configure: Configure) -> None:
+    config = configure()
+    networks = open_networks(config, 96, 64, strict=True)
+    first = encode_clip(pictures(7), 25, config, networks=networks, session_id=1)
+    again = encode_clip(pictures(7), 25, config, networks=networks, session_id=1)
+    assert first.packets == again.packets
+    networks.close()
+
+
+def test_no_frames_are_no_clip(configure: Configure) -> None:
+    clip = encode_clip([], 25, configure())
+    assert (clip.access_units, clip.packets, clip.bytes["total"], clip.kbps) == ([], [], 0, {})
+
+
+@pytest.mark.parametrize("part", ["scene", "semantics"])
+def test_what_does_not_open_is_an_error_or_announced(configure: Configure, part: str) -> None:
+    config = configure(f"{part}.bundle=absent-bundle")
+    with pytest.raises(BundleError, match="absent-bundle"):
+        open_networks(config, 96, 64, strict=True)
+    networks = open_networks(config, 96, 64, strict=False)
+    assert len(networks.degraded) == 1
+    assert networks.degraded[0].startswith(f"no {part}: no such bundle")
+    assert (networks.scene is None) == (part == "scene")
+    networks.close()
+
+
+def test_an_engine_that_is_not_there_is_announced(configure: Configure) -> None:
+    networks = open_networks(configure("scene.engines=[tensorrt,onnx]"), 96, 64, strict=True)
+    assert networks.scene is not None
+    assert any(reason.startswith("scene: tensorrt") for reason in networks.degraded)
+    networks.close()
+
+
+def test_another_precision_than_asked_for_is_announced(configure: Configure) -> None:
+    networks = open_networks(configure("semantics.precision=int8"), 96, 64, strict=True)
+    assert any("fp32" in reason for reason in networks.degraded)
+    networks.close()
+
+
+def test_a_fake_session_fits_the_seam(zoo: Path) -> None:
+    class Doubler:
+        engine, precision, device = "fake", "fp32", ""
+        inputs: Mapping[str, Any] = {}
+        outputs: Mapping[str, Any] = {}
+        fallbacks: tuple[str, ...] = ()
+
+        def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            if "thumb" in inputs:
+                return {"coefficients": np.zeros((1, 1, 1, 1), np.float32)}
+            return {"y": inputs["x"] // 2}
+
+        def close(self) -> None:
+            pass
+
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, lambda *_: Doubler())
+    assert (scene.apply(flat(100), 0).y == 50).all()
+    assert scene.engine == "fake fp32"
