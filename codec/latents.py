@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scene_edge.codec.errors import EntropyError
-from scene_edge.codec.rans import MAX_SYMBOLS, PRECISION, TOTAL, RansDecoder, RansEncoder, Tables, quantise
+from scene_edge.codec.rans import MAX_SYMBOLS, PRECISION, TOTAL, RansDecoder, RansEncoder, Tables, as_array, quantise
 
 I16: TypeAlias = NDArray[np.int16]
 
@@ -194,14 +194,20 @@ class LatentCoder:
         if payload:
             decoder = RansDecoder(payload)
             active = np.flatnonzero(decoder.read(_gate_rows(previous, tables.channels), tables.gates))
-            symbols = np.asarray(decoder.read(_value_rows(previous, active, shape), tables.symbols), np.int64)
-            values = _values_of(symbols)
-            for place in np.flatnonzero(symbols == 2 * max_abs + 1).tolist():
-                values[place] = _read_escape(decoder, max_abs)
+            escaped = []
+            # Channel by channel, so that a few bytes that open every channel of a large picture are found out early.
+            for channel in active:
+                rows = _value_rows(previous, np.asarray([channel]), shape)
+                symbols = as_array(decoder.read(rows, tables.symbols))
+                if not symbols.any():
+                    raise EntropyError("payload is damaged: it opens a channel in which there is nothing")
+                escaped += [(channel, place) for place in np.flatnonzero(symbols == 2 * max_abs + 1).tolist()]
+                z[channel] = _values_of(symbols).reshape(shape[1:])
+            for channel, place in escaped:
+                z[channel].reshape(-1)[place] = _read_escape(decoder, max_abs)
             decoder.finish()
-            z[active] = values.reshape(active.size, *shape[1:])
-            if not active.size or not z[active].any(axis=(1, 2)).all():
-                raise EntropyError("payload is damaged: it opens a channel in which there is nothing")
+            if not active.size:
+                raise EntropyError("payload is damaged: there are bytes, but no channel is open")
         self._previous = z.copy()
         return z
 
