@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks import _report
 from benchmarks.clips import find_clips
-from benchmarks.systems import camera_config, encode
+from benchmarks.systems import Coding, camera_config, encode
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import EntropyError
 from scene_edge.codec.latents import LatentCoder, LatentTables
@@ -75,13 +75,12 @@ def measure(name: str, tables: LatentTables, gops: list[NDArray[np.int16]]) -> d
     }
 
 
-def bundle_latents(clip: str, crf: int, frames: int, width: int) -> tuple[LatentTables, list[NDArray[np.int16]]]:
+def bundle_latents(clip: str, coding: Coding, frames: int, width: int) -> tuple[LatentTables, list[NDArray[np.int16]]]:
     """What the shipped SMC bundle codes on a clip, cut into GOPs, and its tables."""
     source = find_clips([clip])[0]
     pictures = [planes for planes, _ in read_video(source.path, width=min(width, source.width), limit=frames)]
-    coded = encode("smc", pictures, source.fps, crf=crf, gop=GOP, preset="superfast")
-    name = camera_config("smc", crf=crf, gop=GOP, preset="superfast").semantics.bundle
-    bundle = Bundle.open(name)
+    coded = encode("smc", pictures, source.fps, coding)
+    bundle = Bundle.open(camera_config("smc", coding).semantics.bundle, zoo=coding.zoo)
     tables = LatentTables.from_tensors(bundle.tensors(str(bundle.parameters["tables"])))
     latents = coded.latents
     return tables, [np.stack(latents[start : start + GOP]) for start in range(0, len(latents), GOP)]
@@ -111,6 +110,7 @@ def run(
     crfs: Annotated[str, typer.Option(help="Qualities of the video beside which SMC codes.")] = "31,39,47",
     frames: Annotated[int, typer.Option(min=1)] = 60,
     width: Annotated[int, typer.Option(min=64)] = 960,
+    zoo: Annotated[Path | None, typer.Option(help="Folder of smc-s; default: the shipped one.")] = None,
     synthetic_only: Annotated[bool, typer.Option("--synthetic-only", help="Needs neither bundle nor clips.")] = False,
     seed: Annotated[int, typer.Option(help="Of the synthetic latents.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
@@ -123,7 +123,7 @@ def run(
         rows.append(measure(name, tables, list(synthetic_gops(seed, scale, 2))))
     if not synthetic_only:
         for crf in _report.numbers(crfs):
-            tables, gops = bundle_latents(clip, crf, frames, width)
+            tables, gops = bundle_latents(clip, Coding(crf=crf, gop=GOP, zoo=zoo), frames, width)
             rows.append(measure(f"{clip}, CRF {crf}", tables, gops))
     show(rows, _report.console())
     _report.write_json(json_file, report | {"rows": rows})

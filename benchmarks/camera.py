@@ -79,6 +79,7 @@ def run(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each system; the median is shown.")] = 3,
     profile: Annotated[str, typer.Option(help="Device profile.")] = "cpu",
     systems: Annotated[str, typer.Option(help="x264 is always among them.")] = ",".join(SYSTEMS),
+    zoo: Annotated[Path | None, typer.Option(help="Folder of scene-s and smc-s; default: the shipped ones.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Inference threads; default: the profile's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
@@ -101,6 +102,7 @@ def run(
             for name in names:
                 console.print(f"run {turn + 1} of {repeats}: {name}", highlight=False)
                 task = {"profile": profile, "threads": threads, "path": str(path), "size": size, "fps": source.fps}
+                task["zoo"] = None if zoo is None else str(zoo.resolve())
                 scene, semantics = parts_of(name)
                 runs[name].append(run_apart(system=name, scene=scene, semantics=semantics, **task))
     results = {name: median_of(found) for name, found in runs.items()}

@@ -83,6 +83,8 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
     overrides = [f"scene.enabled={str(task['scene']).lower()}", f"semantics.enabled={str(task['semantics']).lower()}"]
     if task["threads"] is not None:
         overrides += [f"{section}.threads={task['threads']}" for section in ("scene", "semantics")]
+    if task["zoo"] is not None:
+        overrides.append(f"bundles.zoo={task['zoo']}")
     config = load_config(task["profile"], overrides=overrides, environment={})
     width, height = task["size"]
     networks = open_networks(config, width, height, strict=True)

@@ -7,7 +7,7 @@ its scores are the ceiling that no bitrate can lift.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.clips import Clip, mask_truth, mot_truth
 from benchmarks.metrics import IOU, Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
 from benchmarks.quality import picture_quality
-from benchmarks.systems import run_system
+from benchmarks.systems import Coding, run_system
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.action import ClipRecogniser, open_recogniser
@@ -42,8 +42,7 @@ PERSON = 0
 class Settings:
     """What all measurements of one run share. Strides are in frames: 5 looks at every fifth."""
 
-    gop: int
-    preset: str
+    coding: Coding
     limit: int | None
     detect_width: int
     action_width: int
@@ -52,6 +51,7 @@ class Settings:
     quality_stride: int
     detector: Path
     action_bundles: Mapping[str, str]
+    """Category of action clips -> name or folder of the bundle that recognises them."""
 
     def width(self, clip: Clip) -> int:
         """Width at which a clip is coded and looked at: never enlarged."""
@@ -92,7 +92,7 @@ def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
     }
     pictures = originals
     if job.crf is not None:
-        output = run_system(job.system, originals, fps, crf=job.crf, gop=settings.gop, preset=settings.preset)
+        output = run_system(job.system, originals, fps, replace(settings.coding, crf=job.crf))
         pictures = output.pictures
         record |= {"bytes": output.bytes, "ms": output.ms}
     if clip.has_boxes:

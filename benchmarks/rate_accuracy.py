@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import _report
 from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips
-from benchmarks.measure import ORIGINAL, Job, Settings, measure
+from benchmarks.measure import CONFIDENT, ORIGINAL, Job, Settings, measure
+from benchmarks.metrics import IOU
 from benchmarks.plots import draw
 from benchmarks.summary import summarise
-from benchmarks.systems import SYSTEMS, bundle_digests
+from benchmarks.systems import SYSTEMS, Coding, bundle_digests
 from benchmarks.tables import show
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError, SceneEdgeError
@@ -71,7 +72,7 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
         for name, bundle in settings.action_bundles.items()
         if any(clip.category == name for clip in clips)
     }
-    coders = {system: bundle_digests(system) for system in systems}
+    coders = {system: bundle_digests(system, settings.coding.zoo) for system in systems}
 
     def job(clip: Clip, system: str, crf: int | None) -> Job:
         shape: dict[str, Any] = {
@@ -81,7 +82,7 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
             "judge": detector if clip.has_boxes else actions.get(clip.category),
         }
         if crf is not None:
-            coder = [crf, settings.gop, settings.preset, coders[system]]
+            coder = [crf, settings.coding.gop, settings.coding.preset, coders[system]]
             shape |= {"coder": coder, "quality_stride": None if clip.is_action else settings.quality_stride}
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
         return Job(f"{clip.name}|{system}|{crf}|{digest}", clip, system, crf, settings)
@@ -212,6 +213,13 @@ def _single_threaded() -> None:
     cv2.setNumThreads(1)
 
 
+def described(settings: Settings) -> dict[str, Any]:
+    """The settings for the report: of paths no more than the name."""
+    plain = asdict(settings)
+    coding = {key: value for key, value in plain.pop("coding").items() if key not in ("crf", "zoo")}
+    return {**plain, **coding, "detector": settings.detector.name, "confident": CONFIDENT, "iou": IOU}
+
+
 def run(
     clips: Annotated[
         str, typer.Option(help="Categories or patterns, comma separated: mot, vos/park*, action_*.")
@@ -228,6 +236,7 @@ def run(
     quality_stride: Annotated[int, typer.Option(min=1, help="VMAF and MS-SSIM of every so many frames.")] = 5,
     gop: Annotated[int, typer.Option(min=1, help="Frames from keyframe to keyframe, for all systems.")] = 30,
     preset: Annotated[str, typer.Option(help="Preset of x264, for all systems.")] = "superfast",
+    zoo: Annotated[Path | None, typer.Option(help="Folder of scene-s and smc-s; default: the shipped ones.")] = None,
     detector: Annotated[Path | None, typer.Option(help="YOLOX-style ONNX; default: yolox_nano of the data.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -240,8 +249,7 @@ def run(
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     report = _report.envelope("rate_accuracy", seed=seed)
     settings = Settings(
-        gop=gop,
-        preset=preset,
+        coding=Coding(gop=gop, preset=preset, zoo=zoo),
         limit=limit,
         detect_width=detect_width,
         action_width=action_width,
@@ -269,11 +277,8 @@ def run(
         raise typer.Exit(130) from None
     measured = records.of(plan.originals) + records.of(plan.coded)
     report |= {
-        "settings": {
-            **asdict(replace(settings, detector=Path(settings.detector.name))),
-            "detector": settings.detector.name,
-        },
-        "bundles": {name: bundle_digests(name) for name in names},
+        "settings": described(settings),
+        "bundles": {name: bundle_digests(name, zoo) for name in names},
         "wall_s": round(time.monotonic() - started_s, 1),
         "measured_now": len(todo[0]) + len(todo[1]) - len(failures),
         "failures": failures,

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from benchmarks.clips import ACTION_SETS, BOX_SETS
 from benchmarks.curves import Curve, Delta, Interval, bd_quality, bd_rate, bootstrap
 from benchmarks.metrics import Counts
+from benchmarks.systems import SYSTEMS
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -120,7 +121,8 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
         if not coded:
             continue
         originals = [record for record in mine if record["crf"] is None]
-        systems = sorted({record["system"] for record in coded}, key=_order)
+        present = {record["system"] for record in coded}
+        systems = [system for system in SYSTEMS if system in present]
         summary.append(
             {
                 "group": group.name,
@@ -137,10 +139,6 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
             }
         )
     return summary
-
-
-def _order(system: str) -> tuple[bool, int, str]:
-    return system != ANCHOR, len(system), system
 
 
 def _points(group: Group, coded: Sequence[Record], system: str) -> list[dict[str, Any]]:

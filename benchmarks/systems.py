@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 from scene_edge.codec.bundle import Bundle
@@ -39,6 +40,16 @@ class Output:
     ms: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Coding:
+    """What all systems share: quality, GOP and preset of x264, and where bundles lie (None: the shipped ones)."""
+
+    crf: int = 30
+    gop: int = 30
+    preset: str = "superfast"
+    zoo: Path | None = None
+
+
 def parts_of(system: str) -> tuple[bool, bool]:
     """(SCENE on, SMC on). Raises ConfigError for a system that there is not."""
     if system not in SYSTEMS:
@@ -46,57 +57,56 @@ def parts_of(system: str) -> tuple[bool, bool]:
     return SYSTEMS[system]
 
 
-def camera_config(system: str, *, crf: int, gop: int, preset: str) -> CameraConfig:
+def camera_config(system: str, coding: Coding) -> CameraConfig:
     """The `cpu` profile, whatever the environment says, with one thread in each stage. Raises ConfigError."""
     scene, semantics = parts_of(system)
-    overrides = {
+    overrides: dict[str, object] = {
         "scene.enabled": scene,
         "semantics.enabled": semantics,
         "scene.threads": 1,
         "semantics.threads": 1,
         "video.encoder": "libx264",
-        "video.crf": crf,
-        "video.gop": gop,
-        "video.preset": preset,
+        "video.crf": coding.crf,
+        "video.gop": coding.gop,
+        "video.preset": coding.preset,
         "video.threads": 1,
     }
-    return load_config(
-        "cpu", overrides=[f"{key}={str(value).lower()}" for key, value in overrides.items()], environment={}
-    )
+    if coding.zoo is not None:
+        overrides["bundles.zoo"] = coding.zoo.resolve()
+    texts = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
+    return load_config("cpu", overrides=texts, environment={})
 
 
-def bundle_digests(system: str) -> dict[str, str]:
+def bundle_digests(system: str, zoo: Path | None = None) -> dict[str, str]:
     """Name -> digest of the bundles that a system uses. Raises BundleError where one is missing."""
-    config = camera_config(system, crf=30, gop=30, preset="superfast")
+    config = camera_config(system, Coding(zoo=zoo))
     used = [network.bundle for network in (config.scene, config.semantics) if network.enabled]
-    return {name: Bundle.open(name).digest.hex() for name in used}
+    return {name: Bundle.open(name, zoo=zoo).digest.hex() for name in used}
 
 
 @lru_cache(maxsize=4)
-def _networks(system: str, width: int, height: int) -> Networks:
+def _networks(system: str, zoo: Path | None, width: int, height: int) -> Networks:
     """Opened once for each size; the quality of the video does not concern them."""
-    config = camera_config(system, crf=30, gop=30, preset="superfast")
-    return open_networks(config, width, height, strict=True)
+    return open_networks(camera_config(system, Coding(zoo=zoo)), width, height, strict=True)
 
 
-def encode(system: str, pictures: Sequence[Planes], fps: float, *, crf: int, gop: int, preset: str) -> EncodedClip:
-    config = camera_config(system, crf=crf, gop=gop, preset=preset)
-    networks = _networks(system, pictures[0].width, pictures[0].height)
-    return encode_clip(pictures, fps, config, networks=networks, session_id=SESSION_ID)
+def encode(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> EncodedClip:
+    networks = _networks(system, coding.zoo, pictures[0].width, pictures[0].height)
+    return encode_clip(pictures, fps, camera_config(system, coding), networks=networks, session_id=SESSION_ID)
 
 
 @lru_cache(maxsize=4)
-def _fusion(bundle: str, width: int, height: int) -> FusionDecoder:
-    return FusionDecoder(Bundle.open(bundle), width, height, threads=1)
+def _fusion(bundle: str, zoo: Path | None, width: int, height: int) -> FusionDecoder:
+    return FusionDecoder(Bundle.open(bundle, zoo=zoo), width, height, threads=1)
 
 
-def run_system(system: str, pictures: Sequence[Planes], fps: float, *, crf: int, gop: int, preset: str) -> Output:
+def run_system(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> Output:
     """Encode, put on the wire, decode and fuse. Raises RunError if a picture or a packet was lost on the way."""
-    clip = encode(system, pictures, fps, crf=crf, gop=gop, preset=preset)
-    semantics = camera_config(system, crf=crf, gop=gop, preset=preset).semantics
+    clip = encode(system, pictures, fps, coding)
+    semantics = camera_config(system, coding).semantics
     report = DecodeReport()
     if semantics.enabled:
-        decoder = _fusion(semantics.bundle, clip.width, clip.height)
+        decoder = _fusion(semantics.bundle, coding.zoo, clip.width, clip.height)
         seen = decode_clip(clip, decoder=decoder, report=report)
     else:
         seen = decode_clip(clip, lossy=True, report=report)

@@ -15,6 +15,7 @@ from benchmarks.measure import ORIGINAL, Settings
 from benchmarks.plots import draw
 from benchmarks.rate_accuracy import Records, expected_cost, make_plan
 from benchmarks.summary import summarise
+from benchmarks.systems import Coding
 from benchmarks.tables import show
 
 CRFS = (27, 31, 35, 39, 43)
@@ -100,8 +101,7 @@ def clip(tmp_path: Path) -> Clip:
 
 def settings(**changes: Any) -> Settings:
     base: dict[str, Any] = {
-        "gop": 30,
-        "preset": "superfast",
+        "coding": Coding(),
         "limit": None,
         "detect_width": 960,
         "action_width": 320,
@@ -115,21 +115,26 @@ def settings(**changes: Any) -> Settings:
 
 
 def test_a_key_changes_with_whatever_shapes_the_numbers(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system: {"scene-s": "11"} if system == "scene" else {})
+    monkeypatch.setattr(
+        rate_accuracy, "bundle_digests", lambda system, zoo: {"scene-s": "11"} if system == "scene" else {}
+    )
     plain = make_plan([clip], ["x264", "scene"], [31, 39], settings())
     assert not plain.originals, "nothing is detected on a clip without people"
     assert len({job.key for job in plain.coded}) == 4
-    for changes in ({"gop": 60}, {"preset": "fast"}, {"limit": 50}, {"detect_width": 640}, {"quality_stride": 1}):
+    codings = [{"coding": Coding(gop=60)}, {"coding": Coding(preset="fast")}]
+    for changes in (*codings, {"limit": 50}, {"detect_width": 640}, {"quality_stride": 1}):
         other = make_plan([clip], ["x264", "scene"], [31, 39], settings(**changes))
         assert not {job.key for job in plain.coded} & {job.key for job in other.coded}, changes
-    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system: {"scene-s": "22"} if system == "scene" else {})
+    monkeypatch.setattr(
+        rate_accuracy, "bundle_digests", lambda system, zoo: {"scene-s": "22"} if system == "scene" else {}
+    )
     retrained = make_plan([clip], ["x264", "scene"], [31, 39], settings())
     same = {job.key for job in plain.coded} & {job.key for job in retrained.coded}
     assert {key.split("|")[1] for key in same} == {"x264"}
 
 
 def test_cost_rises_with_the_work(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system: {})
+    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system, zoo: {})
     jobs = make_plan([clip], ["x264", "scene", "smc", "both"], [31], settings()).coded
     costs = [expected_cost(job) for job in jobs]
     assert costs == sorted(costs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.systems import SYSTEMS, camera_config, encode, parts_of, run_system, transport_bytes
+from benchmarks.systems import SYSTEMS, Coding, camera_config, encode, parts_of, run_system, transport_bytes
 from scene_edge.codec.bundle import shipped_bundles
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.planes import Planes
@@ -32,8 +32,8 @@ def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) ->
     if not wanted <= set(shipped_bundles()):
         pytest.skip(f"this needs the bundles {', '.join(sorted(wanted))} in models/zoo")
     originals = pictures()
-    first = run_system(system, originals, 25.0, crf=35, gop=4, preset="superfast")
-    again = run_system(system, originals, 25.0, crf=35, gop=4, preset="superfast")
+    first = run_system(system, originals, 25.0, Coding(crf=35, gop=4))
+    again = run_system(system, originals, 25.0, Coding(crf=35, gop=4))
     assert [(p.width, p.height) for p in first.pictures] == [(128, 96)] * 6
     assert first.bytes["total"] == sum(first.bytes[kind] for kind in ("video", "semantic", "sei", "overhead"))
     assert (first.bytes["semantic"] > 0) == parts_of(system)[1]
@@ -42,7 +42,7 @@ def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) ->
 
 
 def test_transport_by_hand() -> None:
-    clip = encode("x264", pictures(), 25.0, crf=45, gop=30, preset="superfast")
+    clip = encode("x264", pictures(), 25.0, Coding(crf=45))
     total = 0
     for unit in clip.access_units:
         message = HEADER_BYTES + len(unit.data)
@@ -54,7 +54,7 @@ def test_transport_by_hand() -> None:
 
 def test_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENE_EDGE_VIDEO__CRF", "12")
-    config = camera_config("both", crf=33, gop=30, preset="superfast")
+    config = camera_config("both", Coding(crf=33))
     assert config.video.crf == 33
     assert config.scene.enabled
     assert config.semantics.enabled
@@ -63,4 +63,4 @@ def test_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPat
 
 def test_an_unknown_system_is_named() -> None:
     with pytest.raises(ConfigError, match="no such system"):
-        camera_config("scen", crf=33, gop=30, preset="superfast")
+        camera_config("scen", Coding(crf=33))
