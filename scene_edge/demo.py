@@ -107,7 +107,7 @@ class Child:
         """The line that says why: the last one that names an error, else the last one."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         told = [line for line in lines if "error" in line.lower()]
-        return (told or lines or ["it said nothing"])[-1][:300]
+        return (told or lines or ["it said nothing"])[-1][:300].removeprefix("error: ")
 
 
 @dataclass(slots=True)
