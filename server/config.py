@@ -95,6 +95,9 @@ class AnalyticsConfig(_Section):
 
     detector: str = Field("detector-s", description="a bundle, a path to a YOLOX-style .onnx, or off")
     detect_fps: float = Field(5.0, gt=0, le=120)
+    max_lag_ms: int = Field(
+        5000, ge=0, description="a server this far behind looks once a second, until it has caught up"
+    )
     detector_score: float = Field(0.3, ge=0, le=1, description="weaker boxes only prolong tracks")
     actions: tuple[str, ...] = Field(("action-arid", "action-fight"), description="bundles; empty: none")
     action_score: float = Field(0.0, ge=0, le=1, description="weaker actions are not reported")

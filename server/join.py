@@ -57,6 +57,7 @@ class Joined:
     unit: VideoUnit | None = None
     packet: SemanticPacket | None = None
     count: int = 1
+    arrived_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ class Joiner:
             overdue = now_s >= arrived_s + self.deadline_s or self._overfull()
             if packet is None and self._awaited(unit) and not overdue:
                 break
-            out.append(self._leave(unit, packet))
+            out.append(self._leave(unit, packet, arrived_s))
         return out
 
     def next_deadline_s(self) -> float | None:
@@ -174,7 +175,7 @@ class Joiner:
         self._forget_packets_before(self.next_seq)
         return Joined(first, JoinStatus.MISSING_VIDEO, count=count)
 
-    def _leave(self, unit: VideoUnit, packet: SemanticPacket | None) -> Joined:
+    def _leave(self, unit: VideoUnit, packet: SemanticPacket | None, arrived_s: float) -> Joined:
         seq = unit.frame_seq
         del self._units[seq]
         self._packets.pop(seq, None)
@@ -191,7 +192,7 @@ class Joiner:
         else:
             status = JoinStatus.UNPAIRED
         self.counts[status.value] += 1
-        return Joined(seq, status, unit, packet)
+        return Joined(seq, status, unit, packet, arrived_s=arrived_s)
 
     def _forget_packets_before(self, seq: int) -> None:
         for stale in [key for key in self._packets if key < seq]:

@@ -7,6 +7,7 @@ own results. Each is counted under its own reason in the camera's state.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Analytics:
     recognisers: Sequence[ActionRecogniser]
     detect_fps: float
     action_score: float = 0.0
+    max_lag_s: float = math.inf
+    """A camera whose frames are handled later than this after their arrival is looked at once a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class PicturePipeline:
         self._feed: LatentFeed | None = None
         self._feed_key: tuple[bytes, int, int] | None = None
         self._next_detect_ns: int | None = None
+        self._behind = False
         if analytics.detector is not None:
             state.uses("detector", analytics.detector.name)
         for number, recogniser in enumerate(analytics.recognisers):
@@ -219,6 +223,7 @@ class PicturePipeline:
 
     def _analyse(self, joined: Joined, unit: VideoUnit, lossy: Planes, fused: Planes | None) -> Outcome:
         picture = lossy if fused is None else fused
+        self._note_lag(time.monotonic() - joined.arrived_s)
         due = self._detection_due(unit.capture_ns)
         tracks = self._track(picture, unit.frame_seq) if due else ()
         actions = self._recognise(picture, unit)
@@ -229,8 +234,18 @@ class PicturePipeline:
         name = "lossy" if fused is None else "fused"
         return Outcome(_result(joined, unit, name, tracks, tuple(actions)), unit, due)
 
+    def _note_lag(self, lag_s: float) -> None:
+        """Better few boxes in time than all of them later and later; said on the page while it lasts."""
+        limit_s = self._analytics.max_lag_s
+        behind = lag_s > (limit_s / 2 if self._behind else limit_s)
+        if behind != self._behind:
+            self._behind = behind
+            reason = f"more than {limit_s:g} s behind, so it looks at one picture a second" if behind else None
+            self._state.degrade("pace", reason)
+
     def _detection_due(self, capture_ns: int) -> bool:
-        period_ns = round(1e9 / self._analytics.detect_fps)
+        fps = min(self._analytics.detect_fps, 1.0) if self._behind else self._analytics.detect_fps
+        period_ns = round(1e9 / fps)
         due_ns = self._next_detect_ns
         jumped_back = due_ns is not None and capture_ns < due_ns - 2 * period_ns
         if due_ns is not None and capture_ns < due_ns and not jumped_back:

@@ -142,7 +142,14 @@ class Server:
 
             tracker = ByteTracker(settings.detect_fps, strong=settings.detector_score, activate=settings.detector_score)
         recognisers = self._recognisers() if self._recognisers is not None else self._open_recognisers(state)
-        return Analytics(self._detector, tracker, recognisers, settings.detect_fps, settings.action_score)
+        return Analytics(
+            self._detector,
+            tracker,
+            recognisers,
+            settings.detect_fps,
+            settings.action_score,
+            settings.max_lag_ms / 1000,
+        )
 
     def _open_detector(self) -> Detector | None:
         """A path that the user gave must open; the shipped bundle may be absent, which is shown, not hidden."""

@@ -201,6 +201,29 @@ def test_the_broker_keeps_what_comes_while_the_server_is_away(tmp_path: Path, bu
 
 
 @pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
+def test_a_broker_that_comes_back_empty_is_subscribed_to_again(tmp_path: Path, bundle: Bundle) -> None:
+    camera, port = FakeCamera(bundle, frames=2 * GOP), free_port()
+    messages = list(camera.stream())
+    with running(settings(tmp_path, port, bundle)) as server:
+        with LocalBroker(tmp_path, kind="mosquitto", port=port) as broker:
+            server.wait_connected(PATIENCE_S)
+            client = Client(broker.port)
+            for leaf, payload in messages[: 2 + GOP + 1]:
+                client.send(leaf, payload)
+            until(lambda: client.acked() == GOP - 1, "the first GOP's acknowledgement")
+            client.close()
+        until(lambda: not server.ingest.connected, "the end of the connection")
+        with LocalBroker(tmp_path, kind="mosquitto", port=port) as broker:
+            server.wait_connected(PATIENCE_S)
+            client = Client(broker.port)
+            for leaf, payload in messages:  # the camera knows of no ack, so it begins again
+                client.send(leaf, payload)
+            until(lambda: client.acked() == 2 * GOP - 1, "the last acknowledgement")
+            assert server.store.count_frames("gate-1", camera.session) == 2 * GOP
+            client.close()
+
+
+@pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
 def test_foreign_and_bad_messages_are_counted_and_change_nothing(tmp_path: Path, bundle: Bundle) -> None:
     with LocalBroker(tmp_path, kind="mosquitto") as broker, running(settings(tmp_path, broker.port)) as server:
         server.wait_connected(PATIENCE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -81,10 +82,11 @@ class Bench:
     detector: BrightSquare = field(default_factory=BrightSquare)
     published: list[tuple[str, bytes, int]] = field(default_factory=list)
     camera: str = "gate-1"
+    max_lag_s: float = math.inf
 
     def __post_init__(self) -> None:
         self.state = CameraState(self.camera)
-        analytics = Analytics(self.detector, ByteTracker(5), [EveryFifth()], 5.0)
+        analytics = Analytics(self.detector, ByteTracker(5), [EveryFifth()], 5.0, 0.0, self.max_lag_s)
         pictures = PicturePipeline(self.state, analytics, self._fusion())
         self.stop = threading.Event()
         self.worker = CameraWorker(
@@ -377,6 +379,21 @@ def test_a_detector_that_fails_costs_its_boxes_and_not_the_frames(bundle: Bundle
     assert len(bench.rows(camera)) == 2 * GOP
     assert bench.view()["server"]["dropped"]["detection_failed"] == 2
     assert any("no more memory" in reason for reason in bench.view()["degraded"])
+
+
+def test_far_behind_it_looks_less_often_until_it_has_caught_up() -> None:
+    bench, camera = Bench(None, max_lag_s=5.0), FakeCamera(None, frames=4 * FPS)
+    messages = list(camera.stream())
+    bench.now_s -= 60
+    bench.feed(messages[: 2 + 2 * FPS])
+    assert len(bench.detector.calls) == 2, "one a second"
+    assert any("5 s behind" in reason for reason in bench.view()["degraded"])
+    bench.now_s += 60
+    bench.feed(messages[2 + 2 * FPS :])
+    bench.settle()
+    assert len(bench.detector.calls) >= 2 + 9
+    assert bench.view()["degraded"] == []
+    assert len(bench.rows(camera)) == 4 * FPS
 
 
 def test_a_camera_without_a_utc_clock_has_no_latency(bundle: Bundle) -> None:
