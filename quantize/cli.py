@@ -130,7 +130,10 @@ def _next_counter(target: Path) -> int:
 def _table(report: QuantisationReport) -> Table:
     from rich.table import Table
 
-    table = Table("file", "kB", "ms (1 thread)", "at", "worst output", "relative error", "latent mismatch")
+    table = Table(box=None)
+    table.add_column("file", no_wrap=True)
+    for title in ("kB", "CPU ms", "at", "worst output", "error", "latent differs"):
+        table.add_column(title)
     for item in report.artifacts:
         output, relative = item.worst
         size = f"{item.grid[1] * 4}x{item.grid[0] * 4}" if item.grid else "-"

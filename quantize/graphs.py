@@ -94,7 +94,9 @@ def export_program(graph: GraphExport, example: Sample, axes: Mapping[str, Axes]
         free.append({axis.rows: axis.per_unit * rows, axis.columns: axis.per_unit * columns} if axis else None)
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(example[name])) for name, _ in graph.inputs)
     try:
-        return torch.export.export(graph.module.eval(), arguments, dynamic_shapes=tuple(free) if axes else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph.module.eval(), arguments, dynamic_shapes=tuple(free) if axes else None)
     except Exception as error:  # torch raises many unrelated kinds here; all mean the same
         raise EngineError(
             f"{type(graph.module).__name__} cannot be exported",

@@ -1,0 +1,35 @@
+"""One bundle for all tests of quantisation that do not need the converter to LiteRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="quantisation needs the extra train: pip install scene-edge[train]")
+pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.quantize.export import QuantisationReport, export_bundle
+from tests.quantize.toys import toy_graphs
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, QuantisationReport, list[str]]:
+    """The toys' bundle, its report, and the steps that were told."""
+    out: Path = tmp_path_factory.mktemp("zoo") / "toy"
+    steps: list[str] = []
+    report = export_bundle(
+        toy_graphs(),
+        name="toy",
+        kind="smc",
+        version="0.1.0",
+        counter=3,
+        parameters={"channels": 8},
+        training={"steps": 0},
+        out=out,
+        engines=("openvino", "onnx", "tensorrt"),
+        extra_files={"card.md": b"# toy\n"},
+        progress=lambda what, done, total: steps.append(f"{done}/{total} {what}"),
+    )
+    return Bundle.open(out), report, steps

@@ -1,0 +1,63 @@
+"""LiteRT: conversion in its own environment where there is one; the shipped .tflite run wherever LiteRT does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip install scene-edge[litert]")
+
+from scene_edge.codec.bundle import Bundle, shipped_bundles
+from scene_edge.codec.errors import EngineError
+from scene_edge.inference.session import golden_error, open_session, zero_inputs
+from tests.quantize.toys import encoder_sample, toy_graphs
+
+SHIPPED = [
+    (name, graph.name, artifact.file, artifact.shape_hint)
+    for name in shipped_bundles()
+    for graph in Bundle.open(name).graphs.values()
+    for artifact in graph.artifacts
+    if artifact.engine == "litert"
+]
+
+
+@pytest.mark.slow
+def test_toy_to_litert_at_two_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
+    from scene_edge.quantize.export import export_bundle
+    from scene_edge.quantize.graphs import run_torch
+    from scene_edge.quantize.to_litert import litert_python
+
+    try:
+        litert_python()
+    except EngineError as error:
+        pytest.skip(str(error))
+    graphs = {"encoder": toy_graphs(6)["encoder"]}
+    common = {"name": "toy", "kind": "smc", "version": "0.1.0", "counter": 1, "parameters": {}, "training": {}}
+    report = export_bundle(graphs, **common, out=tmp_path / "toy", engines=("litert",))
+    bundle = Bundle.open(tmp_path / "toy")
+    files = {artifact.file: artifact.shape_hint for artifact in bundle.graph("encoder").artifacts}
+    assert {file: hint for file, hint in files.items() if file.endswith(".tflite")} == {
+        "encoder.160x96.int8.tflite": (24, 40),
+        "encoder.192x128.int8.tflite": (32, 48),
+    }
+    assert "litert-torch" in report.tools
+    for rows, columns in ((24, 40), (32, 48)):
+        given = encoder_sample(77, rows, columns)
+        session = open_session(bundle, "encoder", height=rows, width=columns, prefer=("litert",), threads=1)
+        wanted = {f"out.{key}": value for key, value in run_torch(graphs["encoder"], given).items()}
+        assert max(golden_error(session.run(given), wanted).values()) <= bundle.graph("encoder").golden.tolerance
+        assert session.precision == "int8"
+        session.close()
+
+
+@pytest.mark.parametrize(("name", "graph", "file", "shape"), SHIPPED, ids=[item[2] for item in SHIPPED])
+def test_every_shipped_tflite_runs(name: str, graph: str, file: str, shape: tuple[int, int] | None) -> None:
+    height, width = shape or (None, None)
+    session = open_session(Bundle.open(name), graph, height=height, width=width, prefer=("litert",), threads=1)
+    outputs = session.run(zero_inputs(session))
+    session.close()
+    assert session.precision == "int8"
+    assert all(np.isfinite(value.astype(np.float32)).all() for value in outputs.values())

@@ -1,0 +1,88 @@
+"""Small networks of the shapes that ship: a filter with coefficients, and an encoder with a state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, to_packed
+from scene_edge.models.registry import GraphExport
+
+BASES, WIDTH, LATENT = 2, 16, 8
+
+
+class ToyFilter(nn.Module):
+    """x u8 [1, h, w, 24], coefficients [1, 32, 1, 1] -> y u8: nearly the identity, as SCENE is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(24, WIDTH)
+        self.base = conv(WIDTH, WIDTH * BASES)
+        self.head = conv(WIDTH, 24)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+
+    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        picture = from_packed(x)
+        feature = F.relu(self.stem(picture - 0.5))
+        first, second = (self.base(feature) * coefficients).split(WIDTH, 1)
+        return to_packed(picture + self.head(F.relu(feature + first + second)))
+
+
+class ToyEncoder(nn.Module):
+    """x, lossy u8 [1, h, w, 24], state_sem [1, 48, h/4, w/4] -> latent [1, 8, h/4, w/4], next_sem; as SMC's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(24, 16, stride=2)
+        self.down = conv(16, 24, stride=2)
+        self.temporal = CausalTemporal(24)
+        self.body = ResBlock(24)
+        self.mix = conv(48, 24, 1)
+        self.head = conv(24, LATENT, 1)
+
+    def forward(self, x: Tensor, lossy: Tensor, state_sem: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.down(F.relu(self.stem(from_packed(lossy) - 0.5)))
+        feature, state = self.temporal(F.relu(self.down(F.relu(self.stem(from_packed(x) - 0.5)))), state_sem)
+        wide = F.interpolate(torch.cat([feature - seen, feature], 1), scale_factor=2.0, mode="nearest")
+        return self.head(self.body(F.avg_pool2d(self.mix(wide), 2))) * 20.0, state
+
+
+def picture(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    """A smooth packed picture with some noise."""
+    ramp = np.linspace(30, 200, rows)[:, None, None] + np.linspace(-20, 20, columns)[None, :, None]
+    noisy = ramp + random.normal(0, 12, (rows, columns, 24)) + random.normal(0, 20, (1, 1, 24))
+    return np.asarray(np.clip(noisy, 0, 255), np.uint8)[None]
+
+
+def filter_sample(seed: int, rows: int = 24, columns: int = 40) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    coefficients = random.normal(0.7, 0.2, (1, WIDTH * BASES, 1, 1)).astype(np.float32)
+    return {"x": picture(random, rows, columns), "coefficients": coefficients}
+
+
+def encoder_sample(seed: int, rows: int = 24, columns: int = 40) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    x = picture(random, rows, columns)
+    lossy = np.clip(x.astype(np.int16) + random.integers(-6, 7, x.shape), 0, 255).astype(np.uint8)
+    state = np.abs(random.normal(0, 0.1, (1, 48, rows // 4, columns // 4))).astype(np.float32)
+    return {"x": x, "lossy": lossy, "state_sem": state}
+
+
+def toy_graphs(samples: int = 12) -> dict[str, GraphExport]:
+    """Both graphs, seeded, with calibration samples and two sizes for LiteRT."""
+    torch.manual_seed(3)
+    graphs = {}
+    for name, module, sample, outputs in (
+        ("filter", ToyFilter(), filter_sample, ["y"]),
+        ("encoder", ToyEncoder(), encoder_sample, ["latent", "next_sem"]),
+    ):
+        sizes = [{key: value.shape for key, value in sample(0, *size).items()} for size in ((24, 40), (32, 48))]
+        calibration = [sample(seed) for seed in range(samples)]
+        graphs[name] = GraphExport(module.eval(), list(sample(0).items()), outputs, calibration, sizes)
+    return graphs
