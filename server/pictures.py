@@ -136,6 +136,10 @@ class PicturePipeline:
         if joined is None or joined.unit is None:
             self._state.dropped("video_unknown_picture")
             return
+        if (planes.width, planes.height) != (joined.unit.width, joined.unit.height):
+            self._state.dropped("video_wrong_size")
+            yield self._blank(joined, joined.unit)
+            return
         fused = self._fuse(joined, joined.unit, planes)
         yield self._analyse(joined, joined.unit, planes, fused)
 

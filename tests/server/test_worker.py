@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.checksum import crc32c
 from scene_edge.codec.errors import BundleError, StoreError
 from scene_edge.codec.identity import session_hex
+from scene_edge.codec.packet import split_video
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.seams import Action
@@ -26,7 +30,7 @@ from scene_edge.server.pictures import Analytics, FusionFactory, PicturePipeline
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Batch, Store
 from scene_edge.server.worker import CameraWorker
-from tests.server.camera import DARKER, FPS, GOP, HEIGHT, WIDTH, FakeCamera, inbound, picture
+from tests.server.camera import DARKER, FPS, GOP, HEIGHT, WIDTH, FakeCamera, access_units, inbound, picture
 
 NAMES = ("person", "vehicle")
 
@@ -232,6 +236,61 @@ def test_h264_that_does_not_decode_is_survived(bundle: Bundle) -> None:
     assert "none" in shown[5:10]
     assert bench.view()["server"]["dropped"]["video_damaged"] >= 1
     assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+def test_a_session_may_change_its_size(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=2 * GOP)
+    messages = list(camera.stream(lose_packets=(1,)))
+    small = access_units(GOP, 64, 48)
+    later = [replace(unit, frame_seq=unit.frame_seq + 2 * GOP, capture_ns=10**9 + unit.capture_ns) for unit in small]
+    for unit in later:
+        parts = split_video(unit, session_id=camera.session_id, width=64, height=48)
+        messages += [("video", part.to_bytes()) for part in parts]
+    wrong = replace(later[-1], frame_seq=3 * GOP, keyframe=True, data=small[0].data)
+    lying = split_video(wrong, session_id=camera.session_id, width=640, height=480)
+    bench.feed([*messages, *[("video", part.to_bytes()) for part in lying]])
+    bench.settle()
+    assert [row[2] for row in bench.rows(camera)] == ["fused"] * (3 * GOP) + ["none"]
+    assert bench.view()["picture"]["width"] == 64
+    assert bench.view()["server"]["dropped"] == {"video_wrong_size": 1}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["video", "semantic", "birth", "status", "ledger"]),
+            st.sampled_from([b"", b"SCV1", b"SCE1", b"{}", b"\x00\x00\x01\x06\x05\xff"]),
+            st.binary(max_size=80),
+            st.booleans(),
+        ),
+        max_size=12,
+    )
+)
+def test_no_bytes_on_any_topic_raise(messages: list[tuple[str, bytes, bytes, bool]]) -> None:
+    bench = Bench(None)
+    for leaf, magic, rest, mended in messages:
+        body = magic + rest
+        payload = body + crc32c(body).to_bytes(4, "little") if mended else body
+        bench.feed([(leaf, payload)])
+    bench.settle()
+    json.dumps(bench.view(), allow_nan=False)
+
+
+def test_headers_with_a_right_checksum_and_wrong_contents_are_survived(bundle: Bundle) -> None:
+    camera = FakeCamera(bundle, frames=GOP)
+    random = np.random.default_rng(5)
+    bench = Bench(bundle)
+    for leaf, payload in list(camera.stream()) * 4:
+        body = bytearray(payload[:-4])
+        if leaf in ("video", "semantic"):
+            body[int(random.integers(4, len(body)))] ^= 1 << int(random.integers(8))
+            bench.feed([(leaf, bytes(body) + crc32c(bytes(body)).to_bytes(4, "little"))])
+    bench.feed(list(FakeCamera(bundle, frames=GOP, session_id=5).stream()))
+    bench.settle()
+    with bench.store._engine.begin() as connection:
+        sql = "select count(*) from frames where session = ? and picture = 'fused'"
+        assert connection.exec_driver_sql(sql, (session_hex(5),)).scalar() == GOP
 
 
 def test_each_kind_of_bad_message_has_its_own_count(bundle: Bundle) -> None:
