@@ -101,6 +101,13 @@ class GopCoder:
         """The packet of a GOP that the end of the stream cut short."""
         return self._close(cut=False)
 
+    def cut(self, at_seq: int) -> list[SemanticPacket]:
+        """Frames from `at_seq` to the next keyframe will not be pushed. Nothing happens unless `at_seq` is due next."""
+        if at_seq != self._expected:
+            return []
+        self._expected = None
+        return self._close(cut=True)
+
     @property
     def open_from(self) -> int | None:
         """The first frame of the packet that is still open; None if every frame pushed is out or lost."""

@@ -104,6 +104,7 @@ class Pipeline:
         self._error_lock = threading.Lock()
         self._semantics_on = self._gop is not None
         self._skip_semantics = self._skip_video = False
+        self._semantics_cut_at = -1
         self._lost_seen = 0
         self.encoded = 0
         self._scene_time, self._video_time = StageTime(), StageTime()
@@ -267,7 +268,9 @@ class Pipeline:
             self._skip_video = True
             self._drop_unspooled()
         elif self._semantics_on:
-            self._skip_semantics = self._skip_semantics or not self._to_semantics.put(job)
+            if not self._skip_semantics and not self._to_semantics.put(job):
+                self._skip_semantics = True
+                self._semantics_cut_at = unit.frame_seq
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
 
@@ -325,6 +328,7 @@ class Pipeline:
                     held.append(job.outgoing)
                 self._code_one(gop, job)
                 self._release(held, gop.open_from)
+            self._spool_packets(gop.cut(self._semantics_cut_at))
             self._spool_packets(gop.flush())
             self._release(held, None)
         finally:
@@ -337,6 +341,7 @@ class Pipeline:
             return
         try:
             self._spool_packets(gop.push(job.outgoing.unit, job.original))
+            self._spool_packets(gop.cut(self._semantics_cut_at))
         except EngineError as error:
             self._semantics_on = False
             self._ledger.lose_semantics("engine")

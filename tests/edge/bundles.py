@@ -53,7 +53,7 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
 
 
 def smc_bundle(folder: Path) -> Bundle:
-    """latent = mean of (x - lossy) over 4x4 cells of the first two luma channels, plus the frames since the keyframe."""
+    """latent = mean of (x - lossy) over 4x4 cells of two luma channels, plus the frames since the keyframe."""
     import onnxruntime
     from onnx import helper
     from safetensors.numpy import save_file

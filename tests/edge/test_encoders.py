@@ -89,7 +89,7 @@ def test_crf_and_bitrate_both_steer_the_size() -> None:
 def test_wrong_sizes_and_unknown_encoders_are_refused() -> None:
     encoder = LibavEncoder("libx264", SETTINGS)
     with pytest.raises(EncoderError, match="another size"):
-        encoder.encode(TestSourcePicture(64, 64), 0)
+        encoder.encode(sized_picture(64, 64), 0)
     encoder.close()
     with pytest.raises(EncoderError, match="after it was closed"):
         encoder.flush()
@@ -99,7 +99,7 @@ def test_wrong_sizes_and_unknown_encoders_are_refused() -> None:
         LibavEncoder("libx264", replace(SETTINGS, width=33))
 
 
-def TestSourcePicture(width: int, height: int) -> Planes:  # noqa: N802
+def sized_picture(width: int, height: int) -> Planes:
     source = TestSource(width, height, pace="asap")
     source.open()
     frame = source.read()

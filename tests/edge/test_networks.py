@@ -1,4 +1,4 @@
-"""SCENE and SMC on the camera: when the embedding is refreshed, which integers come out, and where packets begin and end."""
+"""SCENE and SMC on the camera: when the embedding is refreshed, which integers come out, where packets begin."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_a_failed_network_ends_the_gop_and_the_next_begins_clean(
 
 
 def test_a_clip_is_coded_from_the_picture_that_the_server_will_see(configure: Configure, zoo: Path) -> None:
-    """latent = mean of original minus lossy over the cell, plus the frame's place in its GOP, as the tiny network has it."""
+    """latent = mean of original minus lossy in the cell, plus the frame's place in its GOP."""
     originals = pictures(12)
     clip = encode_clip(originals, 25, configure("scene.enabled=false"), session_id=99)
     decoder = H264Decoder()
