@@ -101,10 +101,13 @@ class GopCoder:
         """The packet of a GOP that the end of the stream cut short."""
         return self._close(cut=False)
 
-    def cut(self, at_seq: int) -> list[SemanticPacket]:
-        """Frames from `at_seq` to the next keyframe will not be pushed. Nothing happens unless `at_seq` is due next."""
-        if at_seq != self._expected:
-            return []
+    @property
+    def expected(self) -> int | None:
+        """The frame that is due next; None while a keyframe is awaited."""
+        return self._expected
+
+    def cut(self) -> list[SemanticPacket]:
+        """The rest of this GOP will not be pushed."""
         self._expected = None
         return self._close(cut=True)
 

@@ -104,7 +104,7 @@ class Pipeline:
         self._error_lock = threading.Lock()
         self._semantics_on = self._gop is not None
         self._skip_semantics = self._skip_video = False
-        self._semantics_cut_at = -1
+        self._cuts: deque[int] = deque()
         self._lost_seen = 0
         self.encoded = 0
         self._scene_time, self._video_time = StageTime(), StageTime()
@@ -270,7 +270,7 @@ class Pipeline:
         elif self._semantics_on:
             if not self._skip_semantics and not self._to_semantics.put(job):
                 self._skip_semantics = True
-                self._semantics_cut_at = unit.frame_seq
+                self._cuts.append(unit.frame_seq)
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
 
@@ -328,7 +328,7 @@ class Pipeline:
                     held.append(job.outgoing)
                 self._code_one(gop, job)
                 self._release(held, gop.open_from)
-            self._spool_packets(gop.cut(self._semantics_cut_at))
+            self._cut_where_skipped(gop)
             self._spool_packets(gop.flush())
             self._release(held, None)
         finally:
@@ -341,12 +341,18 @@ class Pipeline:
             return
         try:
             self._spool_packets(gop.push(job.outgoing.unit, job.original))
-            self._spool_packets(gop.cut(self._semantics_cut_at))
+            self._cut_where_skipped(gop)
         except EngineError as error:
             self._semantics_on = False
             self._ledger.lose_semantics("engine")
             self._degrade(f"no semantics: {error}")
         self._account_lost_semantics(gop)
+
+    def _cut_where_skipped(self, gop: GopCoder) -> None:
+        """Close the packet now if the frame due next was turned away: the server need not wait for it."""
+        while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected:
+            if self._cuts.popleft() == gop.expected:
+                self._spool_packets(gop.cut())
 
     def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:
         """Spool the pictures whose packet has left, or for which none will come."""
