@@ -98,7 +98,7 @@ class AnalyticsConfig(_Section):
     max_lag_ms: int = Field(
         5000, ge=0, description="a server this far behind looks once a second, until it has caught up"
     )
-    detector_score: float = Field(0.3, ge=0, le=1, description="weaker boxes only prolong tracks")
+    detector_score: float = Field(0.4, ge=0, le=1, description="weaker boxes only prolong tracks")
     actions: tuple[str, ...] = Field(("action-arid", "action-fight"), description="bundles; empty: none")
     action_score: float = Field(0.0, ge=0, le=1, description="weaker actions are not reported")
     threads: int | None = Field(None, ge=1, le=256)

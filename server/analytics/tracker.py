@@ -15,8 +15,8 @@ REFERENCE_FPS = 30.0
 class ByteTracker:
     """Tracks of one camera at a fixed rate of pictures.
 
-    Boxes of at least `strong` are matched first, the weaker ones only prolong tracks that exist; a new track needs
-    `activate`. An object unseen for `lost_after_s` gets a new id when it comes back.
+    Boxes of at least `strong` are matched first, those of at least `weak` only prolong tracks that exist; a new track
+    needs `activate`. An object unseen for `lost_after_s` gets a new id when it comes back.
     """
 
     def __init__(
@@ -25,6 +25,7 @@ class ByteTracker:
         *,
         activate: float = 0.35,
         strong: float = 0.3,
+        weak: float = 0.1,
         minimum_iou: float = 0.1,
         lost_after_s: float = 2.0,
         confirm_after: int = 2,
@@ -33,6 +34,7 @@ class ByteTracker:
             from trackers import ByteTrackTracker
         except ImportError as error:
             raise EngineError("tracking needs the package `trackers`", hint="Install scene-edge[server].") from error
+        self._weak = weak
         self._tracker = ByteTrackTracker(
             lost_track_buffer=max(1, round(lost_after_s * REFERENCE_FPS)),
             frame_rate=fps,
@@ -46,6 +48,7 @@ class ByteTracker:
         """The confirmed tracks that are seen on this picture."""
         import supervision
 
+        detections = detections.above(self._weak)
         found = self._tracker.update(
             supervision.Detections(
                 xyxy=detections.boxes.astype(np.float32),

@@ -11,7 +11,7 @@ function options(width, series, range) {
   const axis = { stroke: colour("faint"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   return {
     width, height: HEIGHT, series: [{}, ...series], legend: { show: false }, cursor: { y: false, points: { show: false } },
-    padding: [6, 4, 0, 0],
+    padding: [6, 26, 0, 0],
     scales: { x: { time: true }, y: { range } },
     axes: [{ ...axis, size: 24, space: 90, values: (_plot, times) => times.map(clock) }, { ...axis, size: 46, space: 28 }],
   };

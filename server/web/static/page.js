@@ -138,7 +138,7 @@ class Card {
     const reasons = [...Object.entries(dropped).map(([reason, count]) => [`camera: ${words(reason)}`, number(count)]),
       ...Object.entries(view.server.dropped).map(([reason, count]) => [`server: ${words(reason)}`, number(count)])];
     rows(this.at.dropped, reasons, "nothing");
-    const engines = Object.entries(view.engine).map(([part, engine]) => [words(part), engine]);
+    const engines = Object.entries(view.engine).map(([part, engine]) => [words(part), engine || "not in use"]);
     const memory = [["camera memory", view.rss_mb.camera == null ? "–" : `${number(view.rss_mb.camera)} MB`], ["server memory", view.rss_mb.server == null ? "–" : `${number(view.rss_mb.server)} MB`]];
     rows(this.at.engines, [["encoder", view.encoder ?? "–"], ...engines, ...memory]);
     this.at.degraded.replaceChildren(...(view.degraded.length ? view.degraded.map((reason) => make("li", reason)) : [make("li", view.status === "unknown" ? "not known" : "nothing", "quiet")]));
