@@ -1,4 +1,4 @@
-"""Graphs on native TensorRT 10 (Jetson, NVIDIA GPUs): an engine built on the device from ONNX with explicit QDQ.
+"""Graphs on native TensorRT 10 and 11 (Jetson, NVIDIA GPUs): an engine built on the device from ONNX with explicit QDQ.
 
 Built engines are cached by the digest of the model, the shapes and the versions, since building takes minutes. Needs
 `tensorrt` (on Jetson from JetPack, so a venv with --system-site-packages) and `cuda-python`. Not among the engines
@@ -123,22 +123,19 @@ def _plan(tensorrt: ModuleType, logger: Any, order: Order, cache: Path) -> bytes
     """The serialised engine, from the cache or built now."""
     model = order.bundle.read(order.artifact.file)
     shapes = sorted((name, info.shape) for name, info in order.inputs.items())
-    key = hashlib.sha256(model + repr((shapes, order.artifact.precision, tensorrt.__version__)).encode()).hexdigest()
+    key = hashlib.sha256(model + repr((shapes, tensorrt.__version__)).encode()).hexdigest()
     cached = cache / f"{key}.engine"
     if cached.is_file():
         return cached.read_bytes()
     builder = tensorrt.Builder(logger)
-    network = builder.create_network(0)
+    # Strongly typed: every precision stands in the graph (QDQ), which is the only way that TensorRT 11 knows.
+    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(model):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise EngineError(f"TensorRT cannot read {order.artifact.file}", got=reasons[:300])
     config = builder.create_builder_config()
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
-    if order.artifact.precision == "int8":
-        config.set_flag(tensorrt.BuilderFlag.INT8)
-    elif order.artifact.precision == "fp16":
-        config.set_flag(tensorrt.BuilderFlag.FP16)
     profile = builder.create_optimization_profile()
     for name, shape in shapes:
         profile.set_shape(name, shape, shape, shape)
