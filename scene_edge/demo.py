@@ -31,7 +31,10 @@ from scene_edge.codec.errors import RunError, SceneEdgeError, UsageError
 
 CAMERA = "demo"
 STREET_SECONDS = 30.0
-STREET_FPS = 30.0
+STREET_FPS = 15.0
+"""Half of a camera's usual rate, so that two slow cores can play every part at once."""
+
+LIVE_FPS = 30.0
 POLL_S = 0.5
 SERVER_START_S = 90.0
 PATIENCE = ("source.pace=steady", "mqtt.drain_s=600")
@@ -56,12 +59,12 @@ def plan(source: str | None, seconds: float | None) -> Plan:
     """A street of STREET_SECONDS without a source; a file is played once. Raises SourceError for what is no video."""
     if source is None or source.startswith("street:"):
         frames = math.ceil((seconds or STREET_SECONDS) * STREET_FPS)
-        size = ("source.width=960", "source.height=540", f"source.fps={STREET_FPS:g}")
+        size = ("source.width=960", "source.height=540", f"source.fps={STREET_FPS:g}", f"video.gop={STREET_FPS:g}")
         return Plan(source or "street:", STREET_FPS, frames, (*PATIENCE, *size))
     if "://" in source or source.startswith(("v4l2:", "picamera2:", "testsrc:", "/dev/video")):
         if seconds is None:
             raise UsageError("a live source has no end", got=source, hint="Say how long: --seconds 30")
-        return Plan(source, STREET_FPS, math.ceil(seconds * STREET_FPS), ())
+        return Plan(source, LIVE_FPS, math.ceil(seconds * LIVE_FPS), (f"source.fps={LIVE_FPS:g}",))
     from scene_edge.codec.media import probe
 
     info = probe(source)

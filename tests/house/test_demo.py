@@ -140,7 +140,7 @@ def test_a_live_source_must_be_given_a_length() -> None:
 
 
 def test_the_length_of_a_plan(clip: Path) -> None:
-    assert plan(None, 2).frames == 60
+    assert plan(None, 2).frames == 30
     assert plan("street:7", None).source == "street:7"
     assert plan(str(clip), None).frames is None
     assert plan(str(clip), 0.5).frames == FPS // 2
