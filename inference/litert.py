@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_line
+from scene_edge.inference.seam import BROKEN_IMPORT, CheckedSession, Order, TensorInfo, one_line
 
 # tflite_runtime ended at 2.14, which breaks with numpy 2: only where the other is missing.
 _RUNTIMES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
@@ -29,7 +29,7 @@ def load() -> tuple[ModuleType, str]:
     for module, distribution in _RUNTIMES:
         try:
             return import_module(module), distribution
-        except (ImportError, AttributeError) as error:
+        except BROKEN_IMPORT as error:
             reasons.append(one_line(error))
     raise EngineError("LiteRT is not installed", got="; ".join(reasons), hint='pip install "scene-edge[litert]"')
 

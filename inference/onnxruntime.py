@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_line
+from scene_edge.inference.seam import BROKEN_IMPORT, CheckedSession, Order, TensorInfo, one_line
 
 _DTYPES = {
     "tensor(uint8)": np.uint8,
@@ -30,7 +30,7 @@ def load() -> ModuleType:
     """The onnxruntime package, telemetry off. Raises EngineError where there is none."""
     try:
         import onnxruntime
-    except ImportError as error:
+    except BROKEN_IMPORT as error:
         raise EngineError(
             "onnxruntime is not installed", got=one_line(error), hint='pip install "scene-edge[onnx]"'
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_line
+from scene_edge.inference.seam import BROKEN_IMPORT, CheckedSession, Order, TensorInfo, one_line
 
 
 @lru_cache(maxsize=1)
@@ -24,7 +24,7 @@ def load() -> ModuleType:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
-    except ImportError as error:
+    except BROKEN_IMPORT as error:
         raise EngineError(
             "openvino is not installed", got=one_line(error), hint='pip install "scene-edge[openvino]"'
         ) from error

@@ -16,6 +16,9 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
 DEFAULT_THREADS = 2
 
+BROKEN_IMPORT = (ImportError, AttributeError, OSError)
+"""What importing a runtime raises that is not there, was built for another numpy, or lacks a shared library."""
+
 
 class TensorInfo(NamedTuple):
     """An input or output of an open session. An output's shape is () where the engine knows it only after a run."""

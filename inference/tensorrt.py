@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.seam import CheckedSession, Order, TensorInfo, one_line
+from scene_edge.inference.seam import BROKEN_IMPORT, CheckedSession, Order, TensorInfo, one_line
 
 _WORKSPACE_BYTES = 512 << 20
 
@@ -34,7 +34,7 @@ def load() -> _Runtime:
     """TensorRT and the CUDA runtime's bindings. Raises EngineError, saying which is missing."""
     try:
         import tensorrt
-    except ImportError as error:
+    except BROKEN_IMPORT as error:
         raise EngineError(
             "TensorRT is not installed: it comes with JetPack, or as the package tensorrt beside an NVIDIA driver",
             got=one_line(error),
@@ -42,7 +42,7 @@ def load() -> _Runtime:
         ) from error
     try:
         cudart = import_module("cuda.bindings.runtime")
-    except ImportError as error:
+    except BROKEN_IMPORT as error:
         raise EngineError(
             "TensorRT is here, but not the CUDA runtime's bindings", got=one_line(error), hint="pip install cuda-python"
         ) from error
@@ -115,8 +115,11 @@ class TensorRtSession(CheckedSession):
 
 
 def open_engine(order: Order) -> TensorRtSession:
-    """A session for an order. Raises EngineError."""
-    return TensorRtSession(order)
+    """A session for an order. Raises EngineError, also if the cache cannot be written."""
+    try:
+        return TensorRtSession(order)
+    except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise EngineError(f"TensorRT cannot load {order.artifact.file}", got=one_line(error)) from error
 
 
 def _plan(tensorrt: ModuleType, logger: Any, order: Order, cache: Path) -> bytes:
