@@ -295,7 +295,7 @@ def panel(demo: Demo) -> Panel:
         rows.add_row("degraded", Text(str(reason), style="yellow"))
     source = "the rendered street" if demo.plan.source.startswith("street:") else demo.plan.source
     status = view.get("status") or "starting"
-    return Panel(Group(rows, Text(f"page: {demo.page}", style="cyan")), title=f"scene-edge demo: {source} [{status}]")
+    return Panel(Group(rows, Text(f"page: {demo.page}", style="cyan")), title=f"scene-edge demo: {source} ({status})")
 
 
 def watch(demo: Demo, console: Console) -> None:
