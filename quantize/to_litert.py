@@ -23,7 +23,8 @@ from scene_edge.quantize.graphs import Sample
 
 PYTHON_VARIABLE = "SCENE_EDGE_LITERT_PYTHON"
 WORKER = Path(__file__).with_name("litert_worker.py")
-TIMEOUT_S = 3600.0
+TIMEOUT_S = 60.0
+"""From the last line that the worker prints to its end; conversion itself takes as long as it takes."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +93,22 @@ def _write(folder: Path, index: int, task: LitertTask) -> dict[str, object]:
 
 def _work(python: str, folder: Path, done: Callable[[], None] | None) -> None:
     log = folder / "worker.log"
+    command = [python, str(WORKER), str(folder)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [python, str(WORKER), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=folder
+        ) as process,
+    ):
         try:
             for line in process.stdout or ():
                 if done and line.startswith("done "):
                     done()
             code = process.wait(timeout=TIMEOUT_S)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        except BaseException:
+            process.kill()
+            raise
     if code:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise EngineError("litert-torch failed", got=lines[-1][:300] if lines else f"exit code {code}")

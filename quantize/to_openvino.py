@@ -79,6 +79,7 @@ def float_operations(network: Any) -> list[str]:
 
 def _without_record(xml: str) -> str:
     """The IR without the model's <rt_info>: it holds versions, options and paths, which our report says better."""
+    xml = re.sub(r"\n\s+", "\n", xml)  # a third of it is indentation
     head, separator, tail = xml.rpartition("</edges>")
     return head + separator + re.sub(r"<rt_info>.*</rt_info>", "", tail, flags=re.DOTALL) if separator else xml
 
