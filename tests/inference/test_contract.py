@@ -18,6 +18,7 @@ ENGINES = ("openvino", "onnx", "litert", "fake")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    pytest.importorskip("onnx")
     return tiny.write_tiny(tmp_path_factory.mktemp("contract") / "tiny")
 
 
