@@ -15,7 +15,7 @@ import uvicorn
 from scene_edge.codec.errors import ConfigError, SceneEdgeError, StoreError, TransportError
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
-from scene_edge.server.analytics.seams import ActionRecogniser, Detector
+from scene_edge.server.analytics.seams import ActionRecogniser, Detector, Tracker
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.engine import Engine, LocalEngine
 from scene_edge.server.fusion import BundleShelf
@@ -75,6 +75,8 @@ class Server:
         self._missing: dict[str, str] = {}
         opened = detector or self._open_detector()
         self._detector = SharedDetector(opened) if opened is not None else None
+        if self._detector is not None:
+            self._open_tracker()  # its imports take seconds: now, not while the first camera's frames wait
         self._recognisers = recognisers
         self._shelf = BundleShelf(config.fusion.bundles)
         self.engine: Engine = LocalEngine(
@@ -136,11 +138,7 @@ class Server:
 
     def _analytics(self, state: CameraState) -> Analytics:
         settings = self.config.analytics
-        tracker = None
-        if self._detector is not None:
-            from scene_edge.server.analytics.tracker import ByteTracker
-
-            tracker = ByteTracker(settings.detect_fps, strong=settings.detector_score, activate=settings.detector_score)
+        tracker = self._open_tracker() if self._detector is not None else None
         recognisers = self._recognisers() if self._recognisers is not None else self._open_recognisers(state)
         return Analytics(
             self._detector,
@@ -166,6 +164,12 @@ class Server:
             log.error("no detection", error=str(error))
             self._missing["detector"] = f"no detection: {error}"
             return None
+
+    def _open_tracker(self) -> Tracker:
+        from scene_edge.server.analytics.tracker import ByteTracker
+
+        score = self.config.analytics.detector_score
+        return ByteTracker(self.config.analytics.detect_fps, strong=score, activate=score)
 
     def _open_recognisers(self, state: CameraState) -> list[ActionRecogniser]:
         from scene_edge.server.analytics.action import open_recogniser
