@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,22 @@ from typing import Literal
 
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import SceneEdgeError
+from scene_edge.codec.planes import aligned
 from scene_edge.edge.board import board_model, clock_is_synchronised, detect_profile, read_text
-from scene_edge.edge.config import CameraConfig
+from scene_edge.edge.config import CameraConfig, NetworkConfig
 from scene_edge.edge.encoders import EncoderSettings
 from scene_edge.edge.encoders.choose import VerdictCache
 from scene_edge.edge.encoders.trial import TRIAL_GOP, run_trial
 from scene_edge.edge.networks import open_bundle
 from scene_edge.edge.transport import Listener, Message, PahoTransport
-from scene_edge.inference.session import available_engines, open_session
+from scene_edge.inference.session import Session, available_engines, open_session, zero_inputs
 
 Level = Literal["ok", "warn", "fail"]
 
 LEAST_CMA_FREE_MB = 32
 LEAST_DISK_FREE_MB = 200
+TRIAL_SIZE = 540, 960
+TRIAL_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,24 +201,44 @@ def _bundles(config: CameraConfig) -> Iterator[Finding]:
             continue
         signed = "signed" if bundle.signed else "digests good, no key configured"
         yield Finding("BUNDLE", "ok", f"{bundle.name} {bundle.version} {bundle.digest.hex()[:16]}: {signed}.")
-        yield from _inferences(bundle, network.engines, network.precision)
+        yield from _inferences(bundle, network)
 
 
-def _inferences(bundle: Bundle, engines: tuple[str, ...], precision: str) -> Iterator[Finding]:
-    for position, engine in enumerate(engines):
-        for graph in bundle.graphs:
-            if bundle.kind == "smc" and graph == "decoder":
+def _inferences(bundle: Bundle, network: NetworkConfig) -> Iterator[Finding]:
+    for position, engine in enumerate(network.engines):
+        for name, graph in bundle.graphs.items():
+            if bundle.kind == "smc" and name == "decoder":
                 continue  # the server's half
+            any_size = any(None in spec.shape for spec in graph.inputs)
+            rows, columns = (aligned(side) // 4 for side in TRIAL_SIZE)
             try:
-                session = open_session(bundle, graph, height=None, width=None, prefer=(engine,), precision=precision)
+                session = open_session(
+                    bundle,
+                    name,
+                    height=rows if any_size else None,
+                    width=columns if any_size else None,
+                    prefer=(engine,),
+                    precision=network.precision,
+                    threads=network.threads,
+                )
+                mean_ms = _mean_ms(session)
+                session.close()
             except SceneEdgeError as error:
                 level: Level = "warn" if position == 0 else "ok"
-                yield Finding("INFERENCE", level, f"{bundle.name}/{graph} does not run on {engine}: {error}")
+                yield Finding("INFERENCE", level, f"{bundle.name}/{name} does not run on {engine}: {error}")
                 continue
-            yield Finding(
-                "INFERENCE", "ok", f"{bundle.name}/{graph} runs on {engine} {session.precision} {session.device}."
-            )
-            session.close()
+            where = f"{engine} {session.precision} {session.device}"
+            size = f" for {TRIAL_SIZE[1]}x{TRIAL_SIZE[0]}" if any_size else ""
+            yield Finding("INFERENCE", "ok", f"{bundle.name}/{name} runs on {where}: {mean_ms:.1f} ms{size}.")
+
+
+def _mean_ms(session: Session) -> float:
+    zeros = zero_inputs(session)
+    session.run(zeros)
+    started = time.perf_counter()
+    for _ in range(TRIAL_RUNS):
+        session.run(zeros)
+    return (time.perf_counter() - started) * 1000 / TRIAL_RUNS
 
 
 def _broker(config: CameraConfig) -> Iterator[Finding]:
