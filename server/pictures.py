@@ -31,6 +31,9 @@ from scene_edge.server.store import FrameResult
 MAX_UNDECODED = 16
 """A decoder that holds more access units than this without a picture has lost them (no B-frames are sent)."""
 
+MAX_PREPARED_SAMPLES = 4096 * 2304
+"""A network is opened on a camera's mere word only up to this size."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -91,7 +94,10 @@ class PicturePipeline:
         """A new session begins: nothing of the old one may leak into it."""
         self._undecoded.clear()
         self._h264 = None
-        self._close_fusion()
+        if self._feed is not None:
+            self._feed = LatentFeed(self._feed.decoder)  # compiled already; a key packet clears the rest
+        else:
+            self._feed_key = None  # what failed in one session is tried again in the next
         self._next_detect_ns = None
         if self._analytics.tracker is not None:
             self._analytics.tracker.reset()
@@ -102,6 +108,12 @@ class PicturePipeline:
         self._close_fusion()
         for recogniser in self._analytics.recognisers:
             recogniser.close()
+
+    def prepare(self, digest: bytes, width: int, height: int) -> None:
+        """Open the fusion network that a camera announces, before its first frames wait for it."""
+        if self._fusion is not None and self._feed_key is None and width * height <= MAX_PREPARED_SAMPLES:
+            self._feed_key = (digest, width, height)
+            self._open_fusion(*self._feed_key)
 
     def process(self, joined: Joined) -> Iterator[Outcome]:
         """The outcomes that this frame completes, in order; every frame gets exactly one in the end."""

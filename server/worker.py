@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ import structlog
 from scene_edge.codec.errors import PacketError, SeiError, StoreError
 from scene_edge.codec.identity import session_hex
 from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
+from scene_edge.codec.planes import MAX_SIDE
 from scene_edge.codec.sei import ANCHOR_UUID, strip_sei
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
@@ -32,6 +34,7 @@ from scene_edge.server.state import CameraState
 from scene_edge.server.store import Batch, FencedError, FrameResult, Store
 
 MAX_JSON_BYTES = 65_536
+HEX_DIGEST = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?")
 MAX_PAST_SESSIONS = 64
 REACK_EVERY_S = 0.2
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
@@ -178,6 +181,16 @@ class CameraWorker:
         self.state.told_birth(birth)
         if self._session is not None and birth.get("session") == session_hex(self._session):
             self._joiner.expect_semantics = birth.get("semantics") is True
+        if birth.get("semantics") is True:
+            self._prepare(birth.get("bundle"), birth.get("width"), birth.get("height"))
+
+    def _prepare(self, bundle: object, width: object, height: object) -> None:
+        """A birth names its bundle: what of it is usable is a hint, and anything else is ignored."""
+        digest = bundle.get("digest") if isinstance(bundle, dict) else None
+        if not (isinstance(digest, str) and HEX_DIGEST.fullmatch(digest)):
+            return
+        if isinstance(width, int) and isinstance(height, int) and 2 <= min(width, height) <= MAX_SIDE:
+            self._pictures.prepare(bytes.fromhex(digest)[:8], width, height)
 
     def _json(self, payload: bytes, reason: str) -> dict[str, Any] | None:
         try:

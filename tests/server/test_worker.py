@@ -202,6 +202,19 @@ def test_without_semantics_nothing_is_awaited(bundle: Bundle) -> None:
     assert bench.view()["match_rate"] is None
 
 
+def test_the_network_that_a_birth_names_is_opened_before_the_first_frame(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP)
+    named = {"bundle": {"name": bundle.name, "digest": bundle.digest.hex()}}
+    for nonsense in ({"bundle": 1}, {"bundle": {"digest": "xyz"}}, {**named, "width": "wide"}, {**named, "height": -2}):
+        bench.feed([("birth", camera.birth(**nonsense))])
+        assert "fusion" not in bench.view()["engine"]
+    bench.feed([("birth", camera.birth(**named))])
+    assert bench.view()["engine"]["fusion"] == "onnx fp32"
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert [row[2] for row in bench.rows(camera)] == ["fused"] * GOP
+
+
 def test_a_bundle_that_the_server_lacks_degrades_to_the_lossy_picture(bundle: Bundle) -> None:
     bench, camera = Bench(None), FakeCamera(bundle, frames=2 * GOP)
     bench.feed(list(camera.stream()))
