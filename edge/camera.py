@@ -144,6 +144,10 @@ class Camera:
         """From any thread, or a signal handler."""
         self._stop.set()
 
+    @property
+    def told_to_stop(self) -> bool:
+        return self._stop.is_set()
+
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
@@ -262,18 +266,19 @@ class Camera:
 
 
 def run_camera(config: CameraConfig, *, frames: int | None = None, transport: Transport | None = None) -> CameraReport:
-    """Open, run, close. Raises TransportError if frames were left that the server never acknowledged."""
+    """Open, run, close. Raises what `finish` raises."""
     camera = Camera(config, frames=frames, transport=transport)
     return finish(camera)
 
 
 def finish(camera: Camera) -> CameraReport:
+    """Open, run, close. Raises TransportError if the stream ended and the server never acknowledged all of it."""
     try:
         camera.open()
         report = camera.run()
     finally:
         camera.close()
-    if not report.drained:
+    if not report.drained and not camera.told_to_stop:
         raise TransportError(
             f"{report.ledger.spooled} of {report.ledger.captured} frames were never acknowledged by a server",
             got=f"{report.connections} connections to {camera.config.mqtt.broker}",

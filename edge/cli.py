@@ -18,7 +18,9 @@ from scene_edge.edge.config import PROFILES, CameraConfig, LogConfig
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as video.crf=28; repeatable.")
 ]
-ProfileOption = Annotated[str, typer.Option(help=f"Device profile: {', '.join(PROFILES)}.")]
+ProfileOption = Annotated[
+    str, typer.Option(envvar="SCENE_EDGE_PROFILE", help=f"Device profile: {', '.join(PROFILES)}.")
+]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file over the profile.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write a report as JSON; - is standard output.")]
 
@@ -45,8 +47,13 @@ def start(
 
     configure_logging(chosen.log)
     running = Camera(chosen, frames=frames)
+
+    def end(number: int, _frame: object) -> None:
+        running.stop()
+        signal.signal(number, signal.SIG_DFL)  # a second one ends us at once
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: running.stop())
+        signal.signal(number, end)
     report = finish(running)
     typer.echo(f"{report.ledger.committed} of {report.ledger.captured} frames committed", err=True)
 

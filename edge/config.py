@@ -112,7 +112,9 @@ class MqttConfig(Section):
     backoff_cap_ms: int = Field(30_000, ge=10, le=3_600_000, description="No wait is longer than this.")
     window: int = Field(64, ge=1, le=1024, description="Messages under way to the broker at a time.")
     resend_after_s: float = Field(15.0, gt=0, le=3600, description="Send again what the server left unacknowledged.")
-    drain_s: float = Field(20.0, ge=0, le=3600, description="At the end, wait this long for the last acknowledgement.")
+    drain_s: float = Field(
+        20.0, ge=0, le=3600, description="At the end, give up once the server has been silent for so long."
+    )
 
     @field_validator("broker")
     @classmethod
@@ -132,7 +134,7 @@ class QueueConfig(Section):
 
     scene: int = Field(8, ge=1, le=1000, description="Captured frames before the filter.")
     encode: int = Field(8, ge=1, le=1000, description="Filtered frames before the encoder.")
-    semantics: int = Field(45, ge=1, le=2000, description="Encoded frames before the semantic encoder.")
+    semantics: int = Field(24, ge=1, le=2000, description="Encoded frames before the semantic encoder.")
 
 
 class SpoolConfig(Section):

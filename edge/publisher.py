@@ -80,9 +80,14 @@ class Publisher:
         return self._online
 
     def drain(self, seconds: float) -> bool:
-        """Wait until the server has acknowledged everything; False if it has not in time."""
+        """Wait until the server has acknowledged everything; False once it has freed nothing for `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._spool.counts().records == 0, seconds)
+            while left := self._spool.counts().records:
+                if self._changed.wait_for(lambda: self._spool.counts().records == 0, seconds):
+                    return True
+                if self._spool.counts().records >= left:
+                    return False
+        return True
 
     def stop(self) -> None:
         """Say goodbye (status `stopped`) and end the thread. What is still in the spool stays there."""

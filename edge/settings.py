@@ -39,14 +39,21 @@ def load_config(
 ) -> CameraConfig:
     """The settings of a camera. `overrides` are "section.key=value"; raises ConfigError for anything unknown.
 
+    A file may name its profile; `profile` outweighs it unless it is "auto".
+
     >>> load_config("cpu", overrides=["video.crf=30"], environment={}).video.crf
     30
     """
-    layers = [profile_layer(profile)]
-    if file is not None:
-        layers.append(file_layer(file))
-    layers.append(environment_layer(os.environ if environment is None else environment))
-    layers.append(override_layer(overrides))
+    written = file_layer(file) if file is not None else Layer({})
+    named = written.values.pop("profile", None)
+    if profile == "auto" and named is not None:
+        profile = _profile_name(named, written)
+    layers = [
+        profile_layer(profile),
+        written,
+        environment_layer(os.environ if environment is None else environment),
+        override_layer(overrides),
+    ]
     values: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     for layer in layers:
@@ -115,14 +122,15 @@ def override_layer(overrides: Iterable[str]) -> Layer:
 
 def validate_file(path: Path) -> CameraConfig:
     """A configuration file alone, on the profile that it names (else cpu). Raises ConfigError with the line."""
-    layer = file_layer(path)
-    name = layer.values.get("profile", "cpu")
-    if not isinstance(name, str):
-        raise ConfigError(f"{path}: profile must be a name", got=name, allowed=", ".join(PROFILES))
-    base = profile_layer(name)
-    _merge(base.values, {key: value for key, value in layer.values.items() if key != "profile"})
-    base.origins.update(layer.origins)
-    return _validated(base.values, base.origins)
+    profile = "auto" if "profile" in file_layer(path).values else "cpu"
+    return load_config(profile, path, environment={})
+
+
+def _profile_name(value: object, layer: Layer) -> str:
+    if not isinstance(value, str) or value not in PROFILES:
+        where = layer.origins.get(("profile",), "configuration")
+        raise ConfigError(f"{where}: no such profile", got=value, allowed=", ".join(PROFILES))
+    return value
 
 
 def json_schema() -> str:

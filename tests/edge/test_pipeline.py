@@ -396,6 +396,14 @@ def test_frames_that_nobody_acknowledges_are_an_error(plain: Configure) -> None:
         run_camera(plain("mqtt.drain_s=0.05"), frames=9, transport=transport)
 
 
+def test_a_camera_that_is_told_to_stop_without_a_server_is_no_failure(plain: Configure) -> None:
+    camera = Camera(plain("mqtt.drain_s=0.05"), transport=MemoryTransport())
+    threading.Timer(0.3, camera.stop).start()
+    report = finish(camera)
+    assert not report.drained
+    assert report.ledger.spooled == report.ledger.captured > 0
+
+
 def test_a_camera_that_is_told_to_stop(plain: Configure) -> None:
     server = Server()
     camera = Camera(plain(), transport=server.transport)

@@ -49,6 +49,14 @@ def test_every_key_can_come_from_the_environment() -> None:
     assert "1234" not in repr(config)
 
 
+def test_a_file_may_name_its_profile(tmp_path: Path) -> None:
+    file = tmp_path / "camera.yaml"
+    file.write_text("profile: rpi5\nvideo:\n  gop: 20\n")
+    for profile, expected, width in (("auto", "rpi5", 960), ("cpu", "cpu", None)):
+        config = load_config(profile, file, environment={})
+        assert (config.profile, config.video.width, config.video.gop) == (expected, width, 20)
+
+
 def test_foreign_variables_are_left_alone() -> None:
     load_config("cpu", environment={"SCENE_EDGE_DATA": "/data", "SCENE_EDGE_SERVER_JOIN__DEADLINE_MS": "1"})
 
@@ -68,7 +76,7 @@ def test_foreign_variables_are_left_alone() -> None:
         ("mqtt:\n  broker: mqtt://user:secret@x\n", ["camera.yaml:2", "password"]),
         ("mqtt:\n  cert_file: a.pem\n", ["camera.yaml:1", "key_file"]),
         ("video:\n  candidates: [auto]\n", ["camera.yaml:2", "candidates"]),
-        ("profile: pentium\n", ["profile", "pentium"]),
+        ("camera: a\nprofile: pentium\n", ["camera.yaml:2", "profile", "pentium"]),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, text: str, words: list[str]) -> None:
