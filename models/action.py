@@ -1,4 +1,9 @@
-"""Action network: eight packed pictures of one camera in, one score per action out; a shifted 2D network (TSM)."""
+"""Action network: eight packed pictures of one camera in, one score per action out.
+
+A frozen image trunk sees each picture; only how its features *change* within the clip is used, so that the place
+where a clip was filmed, which few labelled clips would teach by heart, cancels out. What is trained is one linear
+layer over instants, rows of the picture and channels.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +16,37 @@ from torch import Tensor, nn
 from scene_edge.models.backbone import STAGES, Backbone
 
 FRAMES = 8
-WIDTH, HEIGHT = 128, 96
+WIDTH, HEIGHT = 160, 128
 """What the network sees, in luma samples; the picture is stretched to it."""
+
+BANDS = 4
+"""Horizontal bands in which changes are averaged: sitting down and jumping show in different ones."""
+
+FEATURES = FRAMES * BANDS * 2 * (STAGES[1][0] + STAGES[2][0])
 
 EXPOSURE = 0.35
 MAX_GAIN = 6.0
 
 
 class ActionNet(nn.Module):
-    """Packed u8 [T * clips, h, w, 24], time-major -> logits [clips, actions, 1, 1], averaged over T."""
+    """Packed u8 [FRAMES, h, w, 24] of one clip -> logits [1, actions, 1, 1]."""
 
-    def __init__(self, actions: int, dropout: float = 0.0) -> None:
+    def __init__(self, actions: int) -> None:
         super().__init__()
-        self.backbone = Backbone(motion=True)
-        self.dropout = dropout
-        self.classify = nn.Conv2d(STAGES[-1][0], actions, 1)
+        self.backbone = Backbone()
+        self.classify = nn.Conv2d(FEATURES, actions, 1)
 
-    def forward(self, frames: Tensor, clips: int = 1) -> Tensor:
-        feature = self.backbone(frames, clips)[-1].mean((2, 3), keepdim=True)
-        logits = self.classify(F.dropout(feature, self.dropout, self.training))
-        if clips == 1:
-            return logits.mean(0, keepdim=True)
-        return logits.reshape(-1, clips, logits.shape[1], 1, 1).mean(0)
+    def features(self, frames: Tensor) -> Tensor:
+        """[1, FEATURES, 1, 1]: means over bands of what rose and what fell against the clip's mean, per instant."""
+        parts = []
+        for level in self.backbone(frames)[1:]:
+            change = level - level.mean(0, keepdim=True)
+            kernel = (level.shape[2] // BANDS, level.shape[3])
+            parts += [F.avg_pool2d(F.relu(change), kernel), F.avg_pool2d(F.relu(-change), kernel)]
+        return torch.cat(parts, 1).reshape(1, -1, 1, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.classify(self.features(frames))
 
 
 def expose(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:

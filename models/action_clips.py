@@ -1,14 +1,13 @@
-"""The labelled action clips as small arrays: decoded once, varied at random for training, viewed plainly for tests."""
+"""The labelled action clips as small arrays: decoded once, then viewed in parts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
@@ -75,37 +74,6 @@ def plain(clip: Clip, start: float = 0.0, span: float = 1.0, flip: bool = False)
     count = len(clip.y)
     index = np.linspace(start * (count - 1), (start + span) * (count - 1), FRAMES).round().astype(int)
     return _view(clip, index, (0.0, 0.0, 1.0, 1.0), flip)
-
-
-def backwards(clip: Clip, labels: Sequence[str]) -> Clip:
-    """The clip played backwards, under the label that it then deserves."""
-    name = labels[clip.label]
-    label = labels.index(REVERSED.get(name, name))
-    return replace(clip, label=label, y=clip.y[::-1], u=clip.u[::-1], v=clip.v[::-1])
-
-
-def varied(clip: Clip, random: np.random.Generator) -> Tensor:
-    """A random moment, crop, mirror, exposure, tint and noise of the clip -> packed."""
-    count = len(clip.y)
-    span = random.uniform(min(1.0, 1.1 * clip.fps / count), 1.0) * (count - 1)
-    start = random.uniform(0, count - 1 - span)
-    steps = np.linspace(0, 1, FRAMES) + random.uniform(-0.04, 0.04, FRAMES)
-    index = np.clip(np.round(start + steps * span), 0, count - 1).astype(int)
-    scale = random.uniform(0.68, 1.0)
-    width, height = np.clip(scale * np.exp(random.uniform(-0.12, 0.12, 2)), 0.5, 1.0)
-    box = (random.uniform(0, 1 - width), random.uniform(0, 1 - height), float(width), float(height))
-    packed = _view(clip, index, box, bool(random.random() < 0.5)).numpy().astype(np.float32)
-    luma, chroma = packed[..., :16], packed[..., 16:]
-    level = np.clip((luma - 16) / 219, 0, 1) ** np.exp(random.uniform(-0.35, 0.35)) * random.uniform(0.7, 1.3)
-    luma[...] = level * 219 + 16 + random.normal(0, random.uniform(0, 6), luma.shape)
-    tint = random.uniform(-8, 8, 2)
-    chroma[..., :4] = (chroma[..., :4] - 128) * random.uniform(0.4, 1.4) + 128 + tint[0]
-    chroma[..., 4:] = (chroma[..., 4:] - 128) * random.uniform(0.4, 1.4) + 128 + tint[1]
-    if random.random() < 0.3:  # hide a part of all frames: no single corner may decide
-        rows, columns = packed.shape[1:3]
-        top, left = int(random.integers(0, rows - 8)), int(random.integers(0, columns - 8))
-        packed[:, top : top + int(random.integers(4, 14)), left : left + int(random.integers(4, 14))] = 128
-    return torch.from_numpy(np.clip(packed, 0, 255).astype(np.uint8))
 
 
 def _view(clip: Clip, index: NDArray[np.int64], box: tuple[float, float, float, float], flip: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 Differences from Ma et al., ECCV 2018: the input is a packed u8 picture, so that the stem is one convolution on the
 quarter grid whose four phases are maximised (stride 2 and max-pooling of the original in one), and batch norms are
-folded. The optional temporal shift (Lin et al., TSM, ICCV 2019) mixes frames that lie along the batch axis.
+folded.
 """
 
 from __future__ import annotations
@@ -24,26 +24,6 @@ from scene_edge.models.layers import from_packed
 STEM, STAGES = 24, ((48, 4), (96, 8), (192, 4))
 """Channels of the stem, then (channels, blocks) of the stages at strides 8, 16 and 32."""
 
-CHANGE_GAIN = 1.5
-
-
-def temporal_shift(x: Tensor, clips: int, share: int = 4) -> Tensor:
-    """Frames [T * clips, C, h, w], time-major: 1/(2 * share) of the channels come from the next frame, as many from the
-    one before, zeros beyond the ends. 4-D throughout, so that every engine runs it."""
-    fold = x.shape[1] // (2 * share)
-    edge = torch.zeros_like(x[:clips, :fold])
-    later = torch.cat([x[clips:, :fold], edge], 0)
-    earlier = torch.cat([edge, x[:-clips, fold : 2 * fold]], 0)
-    return torch.cat([later, earlier, x[:, 2 * fold :]], 1)
-
-
-def clip_mean(x: Tensor, clips: int) -> Tensor:
-    """The mean picture of each clip, repeated for each of its frames: [T * clips, C, h, w], time-major, same shape."""
-    if clips == 1:
-        return x.mean(0, keepdim=True)
-    frames = x.shape[0] // clips
-    return x.reshape(frames, clips, *x.shape[1:]).mean(0).repeat(frames, 1, 1, 1)
-
 
 class Unit(nn.Module):
     """A basic unit: every second channel passes, the others go through 1x1, depth-wise 3x3, 1x1."""
@@ -55,10 +35,8 @@ class Unit(nn.Module):
         self.depthwise = nn.Conv2d(half, half, 3, 1, 1, groups=half)
         self.project = nn.Conv2d(half, half, 1)
 
-    def forward(self, x: Tensor, clips: int | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         passed, main = x[:, 0::2], x[:, 1::2]
-        if clips is not None:
-            main = temporal_shift(main, clips)
         main = F.relu(self.project(self.depthwise(F.relu(self.expand(main)))))
         return torch.cat([passed, main], 1)
 
@@ -75,49 +53,35 @@ class DownUnit(nn.Module):
         self.depthwise = nn.Conv2d(half, half, 3, 2, 1, groups=half)
         self.project = nn.Conv2d(half, half, 1)
 
-    def forward(self, x: Tensor, clips: int | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         side = F.relu(self.side(self.side_depthwise(x)))
         main = F.relu(self.project(self.depthwise(F.relu(self.expand(x)))))
         return torch.cat([side, main], 1)
 
 
 class Backbone(nn.Module):
-    """Packed u8 [B, h, w, 24] -> features at strides 8, 16, 32 of the picture: 48, 96 and 192 channels.
+    """Packed u8 [B, h, w, 24] -> features at strides 8, 16 and 32 of the picture: 48, 96 and 192 channels."""
 
-    With `motion`, the frames of `clips` clips lie time-major along B. The stem then sees what differs from the clip's
-    mean picture, so that no still background can be learnt; differences of consecutive frames enter beside it, and
-    each basic unit shifts channels in time.
-    """
-
-    def __init__(self, motion: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(24, 4 * STEM, 3, 1, 1)
-        self.motion = nn.Conv2d(24, STEM, 3, 1, 1, bias=False) if motion else None
         stages, inputs = [], STEM
         for outputs, units in STAGES:
             stages.append(nn.ModuleList([DownUnit(inputs, outputs), *(Unit(outputs) for _ in range(units - 1))]))
             inputs = outputs
         self.stages: Any = nn.ModuleList(stages)
-        if self.motion is not None:
-            nn.init.normal_(self.motion.weight, std=0.02)
 
-    def forward(self, picture: Tensor, clips: int = 1) -> list[Tensor]:
-        x = from_packed(picture)
-        changes = None
-        if self.motion is not None:
-            changes = self.motion(x - torch.cat([x[:clips], x[:-clips]], 0))
-            x = (x - clip_mean(x, clips)) * CHANGE_GAIN + 0.5
-        phases = self.stem(x)
+    def forward(self, picture: Tensor) -> list[Tensor]:
+        phases = self.stem(from_packed(picture))
         y = torch.maximum(
             torch.maximum(phases[:, :STEM], phases[:, STEM : 2 * STEM]),
             torch.maximum(phases[:, 2 * STEM : 3 * STEM], phases[:, 3 * STEM :]),
         )
-        y = F.relu(y if changes is None else y + changes)
-        shift = None if changes is None else clips
+        y = F.relu(y)
         features = []
         for stage in self.stages:
             for unit in stage:
-                y = unit(y, shift)
+                y = unit(y)
             features.append(y)
         return features
 

@@ -135,15 +135,17 @@ def _action_card(name: str, report: dict[str, Any]) -> str:
     return f"""# action-{name}
 
 Which of {len(report["labels"])} actions a clip of {kind} shows: {", ".join(report["labels"])}. {FRAMES} pictures of
-{ACTION_WIDTH}x{ACTION_HEIGHT} luma samples, packed YUV 4:2:0, spread over about {WINDOW_S} s; a 2D network whose
-channels are shifted in time, and which sees only what differs from the clip's mean picture and from the frame before.
+{ACTION_WIDTH}x{ACTION_HEIGHT} luma samples, packed YUV 4:2:0, spread over about {WINDOW_S} s; a frozen
+image trunk, of whose features only the changes within the clip are used, and one trained linear layer.
 
-**Training.** {report["epochs"]} epochs on {report["train_clips"]} labelled clips, each also played backwards
-({report["minutes"]} minutes on one CPU core that other work shared). {ORIGIN}
+**Training.** Ridge regression on {report["train_clips"]} labelled clips, five views of each, forwards and backwards.
+The trunk (ShuffleNetV2 x0.5) is that of FastestDet, Copyright (c) 2022, dog-qiuqiu, BSD-3-Clause, with its first
+convolution rewritten for packed YUV.
 
-**Accuracy** on {report["dev_clips"]} dev clips, float network: top-1 **{dev["top1"]:.3f}** by the vote of three
-moments, plain and mirrored; {dev["top1_one_view"]:.3f} with one view of the whole clip, as the server sees it. So small a
-set leaves an uncertainty of about {1.96 * (dev["top1"] * (1 - dev["top1"]) / report["dev_clips"]) ** 0.5:.2f} either way.
+**Accuracy** on {report["dev_clips"]} dev clips, float network: top-1 **{dev["top1"]:.3f}** by the vote of five
+views; {dev["top1_one_view"]:.3f} with one view of the whole clip, as the server sees it.
+So small a set leaves an uncertainty of {1.96 * (dev["top1"] * (1 - dev["top1"]) / report["dev_clips"]) ** 0.5:.2f}
+either way.
 The network always names one of its labels: it knows no "something else".
 
 {_confusion(report["labels"], dev["confusion"])}"""

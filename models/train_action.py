@@ -1,32 +1,34 @@
-"""Training of the action networks: resumable, time-boxed; `cross_validate` chooses settings without the dev clips."""
+"""Training of the action networks: features of the frozen trunk once, then one ridge regression in closed form."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from rich.progress import Progress
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from rich.progress import track
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.models.action import ActionNet
-from scene_edge.models.action_clips import Clip, backwards, load, plain, varied
+from scene_edge.models.action import FRAMES, ActionNet
+from scene_edge.models.action_clips import REVERSED, Clip, load, plain
 
-CACHE, CHECKPOINT, WEIGHTS, LOG, REPORT = "cache", "checkpoint.pt", "weights.pt", "log.jsonl", "report.json"
+CACHE, WEIGHTS, REPORT = "cache", "weights.pt", "report.json"
+VIEWS = ((0.0, 1.0, False), (0.0, 0.75, False), (0.25, 0.75, False), (0.12, 0.76, False), (0.0, 1.0, True))
+"""Start, span and mirroring of the parts of a clip that train, and that vote at a test; the first is the whole clip."""
+
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class ActionRun:
-    """`data` holds index.json, train/, dev/ and models/; `out` takes a folder for each set with its cache, checkpoint,
-    log, weights and report. The sets share `max_minutes` equally."""
+    """`data` holds index.json, train/, dev/ and models/; `out` takes a folder for each set with its cache, weights and
+    report. Features done before `max_minutes` ran out are kept, so that the next call goes on from there."""
 
     data: Path
     out: Path
@@ -34,187 +36,106 @@ class ActionRun:
     max_minutes: float = 20.0
     resume: bool = True
     seed: int = 0
-    epochs: int = 40
-    batch: int = 10
-    rate: float = 1e-3
-    trunk_rate: float = 4e-4
-    decay: float = 0.02
-    dropout: float = 0.4
-    smoothing: float = 0.1
-    mixup: float = 0.2
-    average: float = 0.98
     threads: int = 1
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_minutes <= 0 or self.epochs < 1 or self.batch < 1:
-            raise ConfigError(
-                "training needs time, epochs and a batch", got=(self.max_minutes, self.epochs, self.batch)
-            )
+        if self.max_minutes <= 0 or self.ridge <= 0:
+            raise ConfigError("training needs time and a positive ridge", got=(self.max_minutes, self.ridge))
 
 
 def train(config: ActionRun) -> dict[str, Any]:
     """Train each set on its training clips and test it on its dev clips; returns the report of each set."""
-    return {name: _train_set(config, name) for name in config.sets}
+    torch.set_num_threads(config.threads)
+    deadline = time.monotonic() + 60 * config.max_minutes
+    return {name: _train_set(config, name, deadline) for name in config.sets}
 
 
-def _train_set(config: ActionRun, name: str) -> dict[str, Any]:
-    folder = config.out / name
+def _train_set(config: ActionRun, name: str, deadline: float) -> dict[str, Any]:
+    folder, started = config.out / name, time.monotonic()
     clips, labels = load(config.data, folder / CACHE, name, "train")
-    started = time.monotonic()
-    net, epochs = fit(config, name, _both_ways(clips, labels), len(labels), keep=True)
+    net = ActionNet(len(labels))
+    net.backbone.load_fastestdet(config.data / "models" / "FastestDet.onnx")
+    features = views_of(net, clips, folder / "features-train.npz", config.resume, deadline)
+    weight, bias = fit(features, [clip.label for clip in clips], labels, config.ridge)
+    with torch.no_grad():
+        net.classify.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
+        net.classify.bias.copy_(torch.from_numpy(bias))  # type: ignore[union-attr]
     minutes = (time.monotonic() - started) / 60
     dev, _ = load(config.data, folder / CACHE, name, "dev")
+    dev_features = views_of(net, dev, folder / "features-dev.npz", config.resume, deadline)
     report = {
         "set": name,
         "labels": labels,
         "train_clips": len(clips),
         "dev_clips": len(dev),
-        "epochs": epochs,
         "minutes": round(minutes, 1),
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
-        "dev": evaluate(net, dev, len(labels)),
+        "dev": evaluate(dev_features @ weight.T + bias, [clip.label for clip in dev]),
     }
     torch.save(net.state_dict(), folder / WEIGHTS)
     (folder / REPORT).write_text(json.dumps(report, indent=1))
     return report
 
 
-def cross_validate(config: ActionRun, name: str, folds: int = 3) -> dict[str, Any]:
-    """Mean accuracy over folds of the training clips, no source video in two folds: chooses settings unseen by dev."""
-    clips, labels = load(config.data, config.out / name / CACHE, name, "train")
-    scores = []
-    for fold, held in enumerate(split_folds(clips, folds, config.seed)):
-        names = {clip.file for clip in held}
-        short = replace(config, max_minutes=config.max_minutes / folds, seed=config.seed + fold)
-        rest = _both_ways([clip for clip in clips if clip.file not in names], labels)
-        net, _ = fit(short, name, rest, len(labels), keep=False)
-        scores.append(evaluate(net, held, len(labels)))
-    means = {key: round(float(np.mean([score[key] for score in scores])), 4) for key in ("top1", "top1_one_view")}
-    return {"folds": folds, **means}
-
-
-def _both_ways(clips: Sequence[Clip], labels: Sequence[str]) -> list[Clip]:
-    return [*clips, *(backwards(clip, labels) for clip in clips)]
-
-
-def split_folds(clips: Sequence[Clip], folds: int, seed: int) -> list[list[Clip]]:
-    """Folds of about equal label counts; clips of one group stay together."""
-    groups: dict[tuple[str, int], list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault((clip.group, 0), []).append(clip)
-    order = list(groups.values())
-    np.random.default_rng(seed).shuffle(order)
-    order.sort(key=len, reverse=True)
-    result: list[list[Clip]] = [[] for _ in range(folds)]
-    for members in order:
-        label = members[0].label
-        result[min(range(folds), key=lambda i: (sum(c.label == label for c in result[i]), len(result[i])))] += members
-    return result
-
-
-def fit(config: ActionRun, name: str, clips: Sequence[Clip], actions: int, *, keep: bool) -> tuple[nn.Module, int]:
-    """The averaged network and the epochs done; with `keep`, checkpoints are written and an earlier one is taken up."""
-    folder = config.out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
-    net = ActionNet(actions, config.dropout)
-    net.backbone.load_fastestdet(config.data / "models" / "FastestDet.onnx")
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean = {key: value.clone() for key, value in net.state_dict().items()}
-    fresh = [*net.classify.parameters(), *net.backbone.motion.parameters()]  # type: ignore[union-attr]
-    known = [p for p in net.parameters() if not any(p is q for q in fresh)]
-    optimiser = torch.optim.AdamW(
-        [{"params": fresh, "lr": config.rate}, {"params": known, "lr": config.trunk_rate}], weight_decay=config.decay
-    )
-    bases = [group["lr"] for group in optimiser.param_groups]
-    epoch, spent_s = 0, 0.0
-    file = folder / CHECKPOINT
-    if keep and config.resume and file.is_file():
-        state = torch.load(file, weights_only=True)
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        mean, epoch, spent_s = state["mean"], state["epoch"], state["spent_s"]
-    started, log = time.monotonic() - spent_s, folder / LOG
-    with Progress(disable=not keep) as bar:
-        task = bar.add_task(f"action {name}", total=config.epochs, completed=epoch)
-        while epoch < config.epochs:
-            elapsed = (time.monotonic() - started) / 60
-            done = max(
-                epoch / config.epochs, elapsed / (config.max_minutes / len(config.sets))
-            )  # the schedule ends with the time box
-            if done >= 1:
-                break
-            for group, base in zip(optimiser.param_groups, bases, strict=True):
-                group["lr"] = base * min(1.0, (epoch + 1) / 3) * (0.5 + 0.5 * math.cos(math.pi * done))
-            loss = _epoch(net, mean, optimiser, config, clips, actions, epoch)
-            epoch += 1
-            bar.update(task, completed=epoch, description=f"action {name} loss {loss:.3f}")
-            if keep:
-                spent_s = time.monotonic() - started
-                with log.open("a") as lines:
-                    lines.write(json.dumps({"epoch": epoch, "loss": round(loss, 4), "s": round(spent_s, 1)}) + "\n")
-                state = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean}
-                torch.save({**state, "epoch": epoch, "spent_s": spent_s}, file)
-    net.load_state_dict(mean)
-    return net.eval(), epoch
-
-
-def _epoch(
-    net: ActionNet,
-    mean: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-    config: ActionRun,
-    clips: Sequence[Clip],
-    actions: int,
-    epoch: int,
-) -> float:
-    random = np.random.default_rng((config.seed, epoch))
-    order = random.permutation(len(clips))
-    net.train()
-    losses = []
-    for first in range(0, len(order) - config.batch + 1, config.batch):
-        chosen = [clips[i] for i in order[first : first + config.batch]]
-        frames = torch.stack([varied(clip, random) for clip in chosen], 1)  # [T, B, h, w, 24]
-        target = F.one_hot(torch.tensor([clip.label for clip in chosen]), actions).float()
-        if config.mixup > 0:
-            share = float(random.beta(config.mixup, config.mixup))
-            partner = torch.from_numpy(random.permutation(len(chosen)))
-            frames = (frames.float() * share + frames[:, partner].float() * (1 - share)).to(torch.uint8)
-            target = target * share + target[partner] * (1 - share)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = net(frames.flatten(0, 1), len(chosen))[:, :, 0, 0].float()
-        loss = F.cross_entropy(logits, target, label_smoothing=config.smoothing)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 2.0)
-        optimiser.step()
-        losses.append(float(loss.detach()))
-        share = min(config.average, (epoch + 1) / (epoch + 10))
-        with torch.no_grad():
-            for key, value in net.state_dict().items():
-                mean[key].lerp_(value, 1 - share)
-    return float(np.mean(losses))
-
-
-VIEWS = tuple((start, span, flip) for start, span in ((0.0, 1.0), (0.0, 0.7), (0.3, 0.7)) for flip in (False, True))
-"""Votes at a test: the whole clip and its two ends, each plain and mirrored."""
-
-
 @torch.no_grad()
-def evaluate(net: nn.Module, clips: Sequence[Clip], actions: int) -> dict[str, Any]:
-    """Top-1 by the vote of VIEWS, top-1 of the first view alone, and the vote's confusion matrix [truth][answer]."""
+def views_of(net: ActionNet, clips: Sequence[Clip], file: Path, resume: bool, deadline: float) -> F32:
+    """Features [clips, views, FEATURES] by the frozen trunk, kept in `file`; raises ConfigError past the deadline."""
+    done: list[F32] = []
+    if resume and file.is_file():
+        with np.load(file) as arrays:
+            done = list(arrays["x"])
     net.eval()
-    confusion = np.zeros((actions, actions), int)
-    single = 0
-    for clip in clips:
-        views = torch.stack([plain(clip, *view) for view in VIEWS], 1)
+    for clip in track(clips[len(done) :], description=file.stem):
+        if time.monotonic() > deadline:
+            np.savez(file, x=np.stack(done)) if done else None
+            raise ConfigError(
+                "the time box ended before the features", got=f"{len(done)} of {len(clips)} clips", hint="Run it again."
+            )
         with torch.autocast("cpu", torch.bfloat16):
-            logits = net(views.flatten(0, 1), len(VIEWS))[:, :, 0, 0].float()
-        single += int(logits[0].argmax()) == clip.label
-        confusion[clip.label, int(logits.softmax(1).mean(0).argmax())] += 1
+            rows = [net.features(plain(clip, *view)).float().flatten().numpy() for view in VIEWS]
+        done.append(np.stack(rows))
+    features = np.stack(done)
+    np.savez(file, x=features)
+    return features
+
+
+def fit(features: F32, truth: Sequence[int], labels: Sequence[str], ridge: float) -> tuple[F32, F32]:
+    """Weights [actions, FEATURES] and bias of a ridge regression on standardised features, each clip both ways.
+
+    Played backwards, sitting down is standing up: that halves what a place can tell about an action.
+    """
+    count, views, size = features.shape
+    backwards = features.reshape(count, views, FRAMES, size // FRAMES)[:, :, ::-1].reshape(count * views, size)
+    swapped = np.array([labels.index(REVERSED.get(name, name)) for name in labels])
+    once = np.repeat(np.asarray(truth), views)
+    x = np.concatenate([features.reshape(count * views, size), backwards])
+    target = np.eye(len(labels))[np.concatenate([once, swapped[once]])] - 1 / len(labels)
+    mean, spread = x.mean(0), x.std(0)
+    scale = 1 / (spread + 0.1 * spread.mean() + 1e-9)
+    z = (x - mean) * scale
+    kernel = z @ z.T / size  # the dual form: far fewer clips than features
+    dual = np.linalg.solve(kernel + ridge * np.eye(len(z)), target)
+    weight = ((z.T @ dual.astype(np.float32)) / size * scale[:, None]).T
+    # Regression targets differ by one: times SHARPNESS, a softmax over them is a usable score.
+    weight = SHARPNESS * weight
+    return weight.astype(np.float32), (-weight @ mean).astype(np.float32)
+
+
+SHARPNESS = 4.0
+
+
+def evaluate(scores: F32, truth: Sequence[int]) -> dict[str, Any]:
+    """Top-1 by the mean over views and by the first view, and the former's confusion [truth][answer].
+
+    `scores` are [clips, views, actions].
+    """
+    actions = scores.shape[2]
+    confusion = np.zeros((actions, actions), int)
+    np.add.at(confusion, (np.asarray(truth), scores.mean(1).argmax(1)), 1)
+    single = (scores[:, 0].argmax(1) == np.asarray(truth)).mean()
     return {
-        "top1": round(float(np.trace(confusion) / len(clips)), 4),
-        "top1_one_view": round(single / len(clips), 4),
+        "top1": round(float(np.trace(confusion) / len(truth)), 4),
+        "top1_one_view": round(float(single), 4),
         "confusion": confusion.tolist(),
     }

@@ -16,6 +16,9 @@ F32: TypeAlias = NDArray[np.float32]
 I64: TypeAlias = NDArray[np.int64]
 
 
+MAX_CANDIDATES = 400
+
+
 @dataclass(frozen=True, slots=True)
 class Detections:
     """N detections: boxes f32 [N, 4] as x1, y1, x2, y2 in luma samples, scores f32 [N] in 0..1, classes int [N].
@@ -104,10 +107,13 @@ def iou_matrix(first: F32, second: F32) -> F32:
 
 
 def nms(detections: Detections, iou: float, limit: int = 300) -> Detections:
-    """Greedy non-maximum suppression within each class: best score first, at most `limit` are kept."""
+    """Greedy non-maximum suppression within each class: best score first, at most `limit` are kept.
+
+    Only the best MAX_CANDIDATES compete: the cost grows with their square.
+    """
     if len(detections) == 0:
         return detections
-    order = np.argsort(-detections.scores, kind="stable")
+    order = np.argsort(-detections.scores, kind="stable")[:MAX_CANDIDATES]
     boxes = detections.boxes[order]
     same_class = detections.classes[order][:, None] == detections.classes[order][None, :]
     suppresses = (iou_matrix(boxes, boxes) > iou) & same_class

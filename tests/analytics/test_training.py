@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +14,21 @@ from scene_edge.codec.errors import ConfigError, SourceError, UsageError  # noqa
 from scene_edge.codec.media import read_video  # noqa: E402
 from scene_edge.codec.planes import Planes, pack  # noqa: E402
 from scene_edge.models import action as action_net  # noqa: E402
-from scene_edge.models.action import ActionNet, pack_frames  # noqa: E402
-from scene_edge.models.action_clips import Clip, load, plain, varied  # noqa: E402
-from scene_edge.models.backbone import Backbone, linear_bgr, packed_stem, temporal_shift  # noqa: E402
+from scene_edge.models.action import FEATURES, ActionNet, pack_frames  # noqa: E402
+from scene_edge.models.action_clips import Clip, load, plain  # noqa: E402
+from scene_edge.models.backbone import Backbone, linear_bgr, packed_stem  # noqa: E402
 from scene_edge.models.detection_metrics import average_precision  # noqa: E402
 from scene_edge.models.detector import DetectorNet, Truth, assign, decode, detection_loss, generalised_iou  # noqa: E402
 from scene_edge.models.detector_data import draw, sampling_weights  # noqa: E402
 from scene_edge.models.pictures import from_i420, to_i420  # noqa: E402
 from scene_edge.models.pseudo_labels import Sample, build, recoded  # noqa: E402
 from scene_edge.models.teacher import Teacher  # noqa: E402
-from scene_edge.models.train_action import ActionRun, evaluate, fit, split_folds  # noqa: E402
+from scene_edge.models.train_action import ActionRun, evaluate, fit, views_of  # noqa: E402
 from scene_edge.models.train_detector import DetectorRun  # noqa: E402
 from scene_edge.server.analytics import action as server_action  # noqa: E402
 from scene_edge.server.analytics.detections import iou_matrix  # noqa: E402
 from scene_edge.server.analytics.detector import decode_levels, grid_cells, open_detector  # noqa: E402
-from tests.data import data_file, data_folder, dev_clip  # noqa: E402
+from tests.data import data_file, dev_clip  # noqa: E402
 
 
 def picture(width: int, height: int, seed: int = 0) -> Planes:
@@ -53,27 +52,13 @@ def test_packed_stem_equals_the_strided_convolution_on_bgr() -> None:
     torch.testing.assert_close(ours[..., 1:-1, 1:-1], theirs[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
 
 
-def test_temporal_shift_moves_channels_of_each_clip_by_one_frame() -> None:
-    frames, clips, channels = 4, 3, 8
-    x = torch.arange(frames * clips * channels, dtype=torch.float32).reshape(frames * clips, channels, 1, 1)
-    y = temporal_shift(x, clips).reshape(frames, clips, channels)
-    x = x.reshape(frames, clips, channels)
-    assert (y[:-1, :, 0] == x[1:, :, 0]).all()
-    assert (y[-1, :, 0] == 0).all()
-    assert (y[1:, :, 1] == x[:-1, :, 1]).all()
-    assert (y[0, :, 1] == 0).all()
-    assert (y[..., 2:] == x[..., 2:]).all()
-
-
-def test_clips_of_a_batch_do_not_mix() -> None:
+def test_a_still_picture_has_no_features_and_no_action() -> None:
     torch.manual_seed(0)
     net = ActionNet(3).eval()
-    clips = torch.randint(0, 255, (8, 2, 8, 8, 24), dtype=torch.uint8)
+    still = torch.randint(0, 255, (1, 32, 40, 24), dtype=torch.uint8).repeat(8, 1, 1, 1)
     with torch.no_grad():
-        both = net(clips.flatten(0, 1), 2)
-        alone = torch.cat([net(clips[:, 0]), net(clips[:, 1])])
-    assert both.shape == (2, 3, 1, 1)
-    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+        assert net.features(still).abs().max() < 1e-5
+        assert net(still).shape == (1, 3, 1, 1)
 
 
 def test_strides_and_channels_of_the_trunk() -> None:
@@ -183,39 +168,39 @@ def clip(label: int, group: str, seed: int) -> Clip:
 
 def test_views_have_the_size_that_the_network_takes() -> None:
     one = clip(0, "a", 0)
-    assert tuple(plain(one).shape) == (8, 24, 32, 24)
-    assert tuple(varied(one, np.random.default_rng(0)).shape) == (8, 24, 32, 24)
+    assert tuple(plain(one).shape) == (8, 32, 40, 24)
     assert not torch.equal(plain(one, flip=True), plain(one))
 
 
-def test_folds_never_split_a_source_video() -> None:
-    clips = [clip(i % 2, f"g{i // 3}", i) for i in range(18)]
-    folds = split_folds(clips, 3, 0)
-    assert sorted(one.file for fold in folds for one in fold) == sorted(one.file for one in clips)
-    homes: dict[str, set[int]] = {}
-    for number, fold in enumerate(folds):
-        for one in fold:
-            homes.setdefault(one.group, set()).add(number)
-    assert all(len(home) == 1 for home in homes.values())
+def test_ridge_learns_order_in_time_and_what_backwards_means() -> None:
+    random = np.random.default_rng(0)
+    labels = ("Sit", "Stand")
+    truth = [i % 2 for i in range(24)]
+    x = random.normal(0, 0.1, (24, 2, 8, FEATURES // 8)).astype(np.float32)
+    ramp = np.linspace(-1, 1, 8)[:, None]
+    for i, label in enumerate(truth):
+        x[i, :, :, :5] += ramp if label else -ramp
+    flat = x.reshape(24, 2, FEATURES)
+    weight, bias = fit(flat[:12], truth[:12], labels, 0.1)
+    result = evaluate(flat[12:] @ weight.T + bias, truth[12:])
+    assert result["top1"] == 1.0
+    only_sitting, bias = fit(flat[0:12:2], [0] * 6, labels, 0.1)  # standing is learnt from sitting played backwards
+    assert (flat[13::2, 0] @ only_sitting.T + bias).argmax(1).tolist() == [1] * 6
 
 
-def test_action_training_runs_stops_and_resumes(tmp_path: Path) -> None:
-    data_file("models/FastestDet.onnx")
-    clips = [clip(i % 2, str(i), i) for i in range(4)]
-    first = ActionRun(data_folder(), tmp_path, epochs=1, batch=4, max_minutes=5)
-    _, epochs = fit(first, "arid", clips, 2, keep=True)
-    assert epochs == 1
-    again = ActionRun(data_folder(), tmp_path, epochs=2, batch=4, max_minutes=5)
-    net, epochs = fit(again, "arid", clips, 2, keep=True)
-    assert epochs == 2
-    assert [json.loads(line)["epoch"] for line in (tmp_path / "arid" / "log.jsonl").read_text().splitlines()] == [1, 2]
-    result = evaluate(net, clips[:2], 2)
-    assert np.array(result["confusion"]).sum() == 2
+def test_features_are_kept_and_a_full_time_box_is_said(tmp_path: Path) -> None:
+    net, file = ActionNet(2), tmp_path / "features.npz"
+    clips = [clip(i % 2, str(i), i) for i in range(2)]
+    first = views_of(net, clips[:1], file, True, float("inf"))
+    both = views_of(net, clips, file, True, float("inf"))
+    assert np.array_equal(both[:1], first)
+    with pytest.raises(ConfigError, match="time box"):
+        views_of(net, clips, file, False, 0.0)
 
 
 def test_bad_settings_and_missing_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        ActionRun(tmp_path, tmp_path, epochs=0)
+        ActionRun(tmp_path, tmp_path, ridge=0)
     with pytest.raises(ConfigError):
         DetectorRun(tmp_path, tmp_path, max_minutes=0)
     with pytest.raises(UsageError, match="no such action set"):
