@@ -76,6 +76,8 @@ def test_wheel_holds_every_module_profile_page_and_bundle(wheel: Path) -> None:
         ("SCENE bundle", "scene_edge/models/zoo/scene-s/manifest.json"),
         ("SMC bundle", "scene_edge/models/zoo/smc-s/manifest.json"),
         ("detector bundle", "scene_edge/models/zoo/detector-s/manifest.json"),
+        ("bundle of everyday actions", "scene_edge/models/zoo/action-arid/manifest.json"),
+        ("bundle of fights", "scene_edge/models/zoo/action-fight/manifest.json"),
     ],
 )
 def test_wheel_holds(wheel: Path, what: str, pattern: str) -> None:
