@@ -46,11 +46,13 @@ $(BIN)/python:
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing the development tools into $(VENV), once: about 2.3 GB, mostly torch and inference engines"
 	$(PIP) install torch==2.13.0 --editable '.[dev]' $$($(BIN)/python -c \
 		'import urllib.request as u; u.urlopen("$(TORCH_INDEX)/torch/", timeout=5); print("--extra-index-url $(TORCH_INDEX)")' \
 		2>/dev/null)
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing camera, server and broker into $(VENV), once: about 1 GB"
 	$(PIP) install --editable '.[demo]'
 	@touch $@
