@@ -180,7 +180,8 @@ class PicturePipeline:
             return None
         latent, step = None, None
         try:
-            latent, step = feed.latent_of(joined.packet, joined.frame_seq)
+            with self._timed("entropy"):
+                latent, step = feed.latent_of(joined.packet, joined.frame_seq)
         except PacketError as error:
             self._refuse("semantic_refused", error)
         except EntropyError as error:

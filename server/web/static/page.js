@@ -116,7 +116,8 @@ class Card {
   tiles(view, means) {
     value(this.at.total, rate(means.total), "kbit/s");
     const side = means.total ? `${number(100 * means.semantic / means.total, 1)} % semantics, ` : "";
-    this.at.totalsub.textContent = means.total == null ? "no video yet" : `${side}mean of ${MEAN_S} s, by the ${view.kbps_source}`;
+    this.at.totalsub.textContent = means.total == null ? "no video yet" : `${side}mean of ${MEAN_S} s`;
+    this.at.totalsub.title = view.kbps_source === "camera" ? "told by the camera, acknowledgements included" : "measured by the server";
     value(this.at.match, view.match_rate == null ? "–" : number(view.match_rate * 100, view.match_rate === 1 ? 0 : 2), "%");
     this.at.match.classList.toggle("warn", view.match_rate != null && view.match_rate < 1);
     const parts = ["matched", "late", "missing_semantics", "missing_video"].filter((key) => view.match[key]);
