@@ -57,7 +57,8 @@ def data_folder() -> Path:
 def find_clips(patterns: list[str]) -> list[Clip]:
     """Clips whose name, or the category it begins with, matches a pattern such as "mot", "vos/park*" or "*".
 
-    Raises SourceError for a pattern that nothing matches.
+    Pictures of one shape follow one another, so that a network opened for one clip serves the next. Raises
+    SourceError for a pattern that nothing matches.
     """
     root = data_folder() / "dev"
     paths = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.mp4"))}
@@ -68,7 +69,8 @@ def find_clips(patterns: list[str]) -> list[Clip]:
             categories = ", ".join(sorted({name.partition("/")[0] for name in paths}))
             raise SourceError("no clip matches", got=pattern, allowed=f"{categories}, or a pattern such as vos/park*")
         chosen.update(found)
-    return [_clip(name, path) for name, path in sorted(chosen.items())]
+    clips = [_clip(name, path) for name, path in chosen.items()]
+    return sorted(clips, key=lambda clip: (clip.category, clip.height / clip.width, clip.name))
 
 
 def _clip(name: str, path: Path) -> Clip:

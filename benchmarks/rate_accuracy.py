@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,10 +131,10 @@ def expected_cost(job: Job) -> float:
     cost = 0.0
     if job.crf is not None:
         scene, semantics = SYSTEMS[job.system]
-        cost += frames * megapixels * (10 + 30 * scene + 150 * semantics)
-        cost += 0 if clip.is_action else frames / settings.quality_stride * megapixels * 120
+        cost += frames * megapixels * (10 + 45 * scene + 95 * semantics)
+        cost += 0 if clip.is_action else frames / settings.quality_stride * megapixels * 100
     if clip.has_boxes:
-        cost += frames / settings.stride(clip) * 80 * (2 if clip.width >= 1.5 * clip.height else 1)
+        cost += frames / settings.stride(clip) * 45 * (2 if clip.width >= 1.5 * clip.height else 1)
     return cost + 100
 
 
@@ -202,15 +203,22 @@ def run_jobs(
                 except SceneEdgeError as error:
                     failures.append(f"{job.clip.name} {job.system} CRF {job.crf}: {error}")
                 meter.step(job)
+    except BaseException:
+        # Whoever interrupts a process group interrupts us twice: the second must not catch the pool half shut.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for child in active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _single_threaded() -> None:
-    """As many processes as cores: threads of their own would only get in each other's way."""
+    """As many processes as cores: threads of their own would only get in each other's way. The parent takes Ctrl-C."""
     import cv2
 
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def described(settings: Settings) -> dict[str, Any]:

@@ -117,10 +117,10 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
     summary = []
     for group in GROUPS:
         mine = [record for record in records if record["category"] in group.categories]
-        coded = [record for record in mine if record["crf"] is not None]
+        coded, incomplete = _complete([record for record in mine if record["crf"] is not None])
         if not coded:
             continue
-        originals = [record for record in mine if record["crf"] is None]
+        originals = [record for record in mine if record["crf"] is None and record["clip"] not in incomplete]
         present = {record["system"] for record in coded}
         systems = [system for system in SYSTEMS if system in present]
         summary.append(
@@ -128,6 +128,7 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
                 "group": group.name,
                 "title": group.title,
                 "clips": len({record["clip"] for record in coded}),
+                "incomplete": incomplete,
                 "original": {metric.name: metric.of(originals) for metric in group.metrics},
                 "points": [point for system in systems for point in _points(group, coded, system)],
                 "deltas": [
@@ -139,6 +140,19 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
             }
         )
     return summary
+
+
+def _complete(coded: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Records of the clips that have every system at every quality, and the names of the others.
+
+    Points over different clips would compare the clips and not the systems.
+    """
+    wanted = {(record["system"], record["crf"]) for record in coded}
+    there: dict[str, set[tuple[str, int]]] = {}
+    for record in coded:
+        there.setdefault(record["clip"], set()).add((record["system"], record["crf"]))
+    incomplete = sorted(clip for clip, points in there.items() if points != wanted)
+    return [record for record in coded if record["clip"] not in incomplete], incomplete
 
 
 def _points(group: Group, coded: Sequence[Record], system: str) -> list[dict[str, Any]]:

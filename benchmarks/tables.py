@@ -17,6 +17,8 @@ def show(groups: Sequence[Mapping[str, Any]], console: Console) -> None:
     for entry in groups:
         group = known[entry["group"]]
         console.print(_points(entry, group))
+        if entry["incomplete"]:
+            console.print(f"left out, not measured in full: {', '.join(entry['incomplete'])}", highlight=False)
         if entry["deltas"]:
             console.print(_deltas(entry, group))
 

@@ -70,6 +70,13 @@ def test_what_nobody_measured_is_undefined_and_not_zero() -> None:
     assert actions == pytest.approx([100, 100, 100, 200 / 3, 100 / 3])
 
 
+def test_a_clip_that_lacks_a_point_is_left_out_of_all() -> None:
+    groups = {entry["group"]: entry for entry in summarise(records()[1:], seed=0)}
+    assert groups["vos"]["incomplete"] == ["vos/a"]
+    assert {point["clips"] for point in groups["vos"]["points"]} == {1}
+    assert groups["vos"]["original"]["mask_recall"] is None
+
+
 def test_tables_and_plot_come_out(tmp_path: Path) -> None:
     groups = summarise(records(), seed=0)
     out = io.StringIO()
