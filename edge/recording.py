@@ -212,7 +212,6 @@ def _encode(
         encoder.close()
     wall_s = time.perf_counter() - started
     seconds = (last_ns - first_ns + info.frame_period_ns) / 1e9
-    counts = _byte_counts(coder.bytes, writer.stream_bytes, total)
     return EncodeReport(
         frames=writer.frames,
         fps=round(writer.frames / wall_s, 2),
@@ -220,21 +219,25 @@ def _encode(
         width=info.width,
         height=info.height,
         seconds=round(seconds, 3),
-        bytes=counts,
+        bytes=(counts := _byte_counts(coder.bytes, writer.stream_bytes, total)),
         kbps={name: round(count * 8 / 1000 / seconds, 2) for name, count in counts.items()},
         ms=coder.ms | {"total": round(wall_s * 1000 / max(1, writer.frames), 3)},
         encoder=choice.encoder,
         engine=networks.engines,
-        bundle={
-            "scene": networks.scene.bundle.digest.hex()[:16] if networks.scene else "",
-            "smc": networks.semantics.bundle.digest.hex()[:16] if networks.semantics else "",
-        },
+        bundle=_digests(networks),
         session=session_hex(coder.session_id),
         packets=packets,
         faults=dict(reader.faults + coder.faults),
         notes=info.notes,
         degraded=(*choice.degraded, *networks.degraded),
     )
+
+
+def _digests(networks: Networks) -> dict[str, str]:
+    return {
+        "scene": networks.scene.bundle.digest.hex()[:16] if networks.scene else "",
+        "smc": networks.semantics.bundle.digest.hex()[:16] if networks.semantics else "",
+    }
 
 
 def _byte_counts(coded: Counter[str], stream_bytes: int, total: int) -> dict[str, int]:
