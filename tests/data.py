@@ -1,4 +1,4 @@
-"""Where tests find the real clips, which are no part of the repository: they skip, with a reason, where there are none."""
+"""Where tests find the real clips, which are no part of the repository: without them they skip, and say so."""
 
 from __future__ import annotations
 
