@@ -179,7 +179,7 @@ def test_ridge_learns_order_in_time_and_what_backwards_means() -> None:
     x = random.normal(0, 0.1, (24, 2, 8, FEATURES // 8)).astype(np.float32)
     ramp = np.linspace(-1, 1, 8)[:, None]
     for i, label in enumerate(truth):
-        x[i, :, :, :5] += ramp if label else -ramp
+        x[i, :, :, :40] += ramp if label else -ramp
     flat = x.reshape(24, 2, FEATURES)
     weight, bias = fit(flat[:12], truth[:12], labels, 0.1)
     result = evaluate(flat[12:] @ weight.T + bias, truth[12:])
