@@ -1,22 +1,24 @@
-"""One bundle for all tests of quantisation that do not need the converter to LiteRT."""
+"""One bundle for all tests of quantisation that need no converter to LiteRT. Imports nothing of the build side."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("torch", reason="quantisation needs the extra train: pip install scene-edge[train]")
-pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
-
 from scene_edge.codec.bundle import Bundle
-from scene_edge.quantize.export import QuantisationReport, export_bundle
-from tests.quantize.toys import toy_graphs
+
+if TYPE_CHECKING:
+    from scene_edge.quantize.report import QuantisationReport
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, QuantisationReport, list[str]]:
     """The toys' bundle, its report, and the steps that were told."""
+    from scene_edge.quantize.export import export_bundle
+    from tests.quantize.toys import toy_graphs
+
     out: Path = tmp_path_factory.mktemp("zoo") / "toy"
     steps: list[str] = []
     report = export_bundle(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch", reason="quantisation needs the extra train: pip install scene-edge[train]")
+pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
+
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, numpy_helper
 
 from scene_edge.codec.bundle import Bundle

@@ -12,7 +12,6 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip insta
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import EngineError
 from scene_edge.inference.session import golden_error, open_session, zero_inputs
-from tests.quantize.toys import encoder_sample, toy_graphs
 
 SHIPPED = [
     (name, graph.name, artifact.file, artifact.shape_hint)
@@ -25,10 +24,12 @@ SHIPPED = [
 
 @pytest.mark.slow
 def test_toy_to_litert_at_two_sizes(tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
+    for package in ("torch", "nncf"):
+        pytest.importorskip(package, reason="quantisation needs the extra train: pip install scene-edge[train]")
     from scene_edge.quantize.export import export_bundle
     from scene_edge.quantize.graphs import run_torch
     from scene_edge.quantize.to_litert import litert_python
+    from tests.quantize.toys import encoder_sample, toy_graphs
 
     try:
         litert_python()

@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, to_packed
+from scene_edge.models.layers import CausalTemporal, ResBlock, from_packed, to_packed
 from scene_edge.models.registry import GraphExport
 
 BASES, WIDTH, LATENT = 2, 16, 8
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """With torch's own initial weights: bounds in tests do not depend on how the real networks start."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
 class ToyFilter(nn.Module):
