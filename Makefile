@@ -41,15 +41,11 @@ $(BIN)/python:
 		|| { echo "make: $(PYTHON) is older than 3.10; name another: make PYTHON=/path/to/python3" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
-# PyPI's torch for x86-64 brings gigabytes of CUDA; PyTorch's own index has the CPU build. Where that index cannot be
-# reached, the exact version still takes a CPU wheel from any other index that holds one.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-
+# The exact version of torch takes a CPU build from any index that holds one; plain PyPI's x86-64 wheel brings CUDA. To
+# avoid that, export PIP_EXTRA_INDEX_URL with the address of PyTorch's CPU wheels before the first `make test`.
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing the development tools into $(VENV), once: about 2.3 GB, mostly torch and inference engines"
-	$(PIP) install torch==2.13.0 --editable '.[dev]' $$($(BIN)/python -c \
-		'import urllib.request as u; u.urlopen("$(TORCH_INDEX)/torch/", timeout=5); print("--extra-index-url $(TORCH_INDEX)")' \
-		2>/dev/null)
+	$(PIP) install torch==2.13.0 --editable '.[dev]'
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
