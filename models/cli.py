@@ -47,17 +47,21 @@ def train(
 def _trainer(model: Trainable) -> Any:
     """The training function of a model, as `run(**settings) -> record`; imports only what it needs."""
     if model is Trainable.scene:
-        from scene_edge.models import train_scene
+        from scene_edge.models.train_scene import SceneRun
+        from scene_edge.models.train_scene import train as train_scene
 
-        return lambda **settings: train_scene.train(train_scene.SceneRun(**settings))
+        return lambda **settings: train_scene(SceneRun(**settings))
     if model is Trainable.smc:
-        from scene_edge.models import train_smc
+        from scene_edge.models.train_smc import SmcRun
+        from scene_edge.models.train_smc import train as train_smc
 
-        return lambda **settings: train_smc.train(train_smc.SmcRun(**settings))
+        return lambda **settings: train_smc(SmcRun(**settings))
     if model is Trainable.detector:
-        from scene_edge.models import train_detector
+        from scene_edge.models.train_detector import DetectorRun
+        from scene_edge.models.train_detector import train as train_detector
 
-        return lambda **settings: train_detector.train(train_detector.DetectorRun(**settings))
-    from scene_edge.models import train_action
+        return lambda **settings: train_detector(DetectorRun(**settings))
+    from scene_edge.models.train_action import ActionRun
+    from scene_edge.models.train_action import train as train_action
 
-    return lambda **settings: train_action.train(train_action.ActionRun(**settings))
+    return lambda **settings: train_action(ActionRun(**settings))

@@ -40,8 +40,13 @@ def start_at_zero(layer: nn.Conv2d) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A convolution that keeps the variance of what ReLU lets through (He); torch's default fades over ten layers."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ResBlock(nn.Module):

@@ -56,7 +56,7 @@ class Trainer:
     """Runs `step(progress) -> (loss, figures)` until the time box is full; a later call goes on where it stopped.
 
     `faster` are parameters, such as an entropy model's, that learn at 20 times the rate. The learning rate warms up
-    over 1 % of the time and falls as a cosine; weights are averaged (EMA), and it is the average that is kept for
+    over 3 % of the time and falls as a cosine; weights are averaged (EMA), and it is the average that is kept for
     export. `state.pt` holds everything to resume, `log.jsonl` a line every few seconds.
     """
 
@@ -114,7 +114,7 @@ class Trainer:
         count, last_log, last_save = 0, time.monotonic(), time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar, self._log() as log:
-            task = bar.add_task(self.config.out.name, total=budget, completed=self.seconds, loss="")
+            task = bar.add_task(self.config.out.name, total=budget, completed=round(self.seconds), loss="")
             while self.seconds < budget:
                 started = time.monotonic()
                 figures = self._one(step, self.seconds / budget)
@@ -142,12 +142,12 @@ class Trainer:
         self, step: Callable[[Progressed], tuple[torch.Tensor, dict[str, float]]], fraction: float
     ) -> dict[str, float]:
         cosine = 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(fraction * torch.pi))))
-        rate = self.config.learning_rate * min(1.0, fraction / 0.01 + 0.02) * cosine
+        rate = self.config.learning_rate * min(1.0, fraction / 0.03 + 0.01) * cosine
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         loss, figures = step(Progressed(fraction, self.steps))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
         if torch.isfinite(norm):  # one bad batch must not cost the run
             self.optimiser.step()

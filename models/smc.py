@@ -63,8 +63,6 @@ class SemEnc(nn.Module):
         super().__init__()
         self.body = nn.Sequential(ResBlock(semantic), ResBlock(semantic), ResBlock(semantic))
         self.head = conv(semantic, latent, 1)
-        with torch.no_grad():  # a latent that starts below half a step is rounded away and never learns to speak
-            self.head.weight.mul_(8.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(x))
@@ -79,10 +77,10 @@ class SemDec(nn.Module):
 
     def __init__(self, semantic: int, latent: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(latent, semantic, 3, 1, 1, bias=False)
-        self.first = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
-        self.second = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
-        self.third = nn.Conv2d(semantic, semantic, 3, 1, 1, bias=False)
+        self.stem = conv(latent, semantic, bias=False)
+        self.first = conv(semantic, semantic, bias=False)
+        self.second = conv(semantic, semantic, bias=False)
+        self.third = conv(semantic, semantic, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -94,7 +92,8 @@ class SemDec(nn.Module):
 class FNet(nn.Module):
     """Lossy picture [B, 24, h, w], S^ [B, S, h/4, w/4], state [B, 2C, h/2, w/2] -> fused picture and next state.
 
-    A U-shaped network that corrects the lossy picture; S^ enters at /16 and, widened, again at /8 and /4.
+    A U-shaped network that corrects the lossy picture; S^ enters at /16 and, widened, at /8. Its way up is linear
+    outside the residual blocks: behind a ReLU that dies, no semantics would ever reach the picture.
     """
 
     def __init__(self, widths: tuple[int, int, int], semantic: int) -> None:
@@ -117,10 +116,10 @@ class FNet(nn.Module):
         x4 = F.relu(self.stem(lossy - 0.5))
         x8, state = self.temporal(F.relu(self.down8(x4)), state)
         x16 = F.relu(self.down16(F.relu(x8)))
-        x16 = self.body16(F.relu(self.fuse16(torch.cat([x16, semantic], 1))))
+        x16 = self.body16(self.fuse16(torch.cat([x16, semantic], 1)))
         wide = F.interpolate(torch.cat([x16, semantic], 1), scale_factor=2.0, mode="nearest")
-        x8 = self.body8(F.relu(self.up8(wide)) + x8)
-        x4 = self.body4(F.relu(self.up4(F.interpolate(x8, scale_factor=2.0, mode="nearest"))) + x4)
+        x8 = self.body8(self.up8(wide) + x8)
+        x4 = self.body4(self.up4(F.interpolate(x8, scale_factor=2.0, mode="nearest")) + x4)
         return lossy + self.head(x4), state
 
 
@@ -149,6 +148,14 @@ class Smc(nn.Module):
             "lossy": zeros(self.config.lossy_widths[2], sixteenth),
             "fuse": zeros(self.config.fuse_widths[1], (batch, -1, rows // 2, columns // 2)),
         }
+
+    @torch.no_grad()
+    def rescale_latent(self, gain: Tensor) -> None:
+        """Multiply each latent channel by `gain` [C] where it is made, divide where it is read: nothing else moves."""
+        self.sem_enc.head.weight.mul_(gain[:, None, None, None])
+        if self.sem_enc.head.bias is not None:
+            self.sem_enc.head.bias.mul_(gain)
+        self.sem_dec.stem.weight.div_(gain[None, :, None, None])
 
 
 class SmcEncoder(nn.Module):

@@ -1,9 +1,10 @@
 """Training of SMC against the camera's own H.264: mine the residual semantics, code them, fuse; pay the codec's price.
 
-Three stages over the time box, since a side stream that is rounded and taxed from the first step stays silent:
-noisy and free, so that it must speak up to be heard; rounded, at a price that rises; and at its full price. The price
-is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
-spends a bit on semantics exactly where it buys more than a bit of video would.
+Four stages over the time box, since a side stream that is rounded and taxed from the first step stays silent: the
+Sem-Nets alone learn what a frozen detector sees; then everything, exact and free; then the latent is spread over some
+steps and rounded, at a price that rises; then at its full price. The price is the base codec's own exchange rate:
+measured loss per ln(bits) of x264 on the training clips. So training spends a bit on semantics exactly where it buys
+more than a bit of video would.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scene_edge.codec.planes import U8
@@ -23,8 +25,8 @@ from scene_edge.models.loop import Progressed, RunConfig, Trainer, autocast, dev
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
 from scene_edge.models.smc import Smc, SmcConfig
 
-FREE, FULL_PRICE = 0.15, 0.4
-"""Fractions of the time box at which the latent begins to be rounded and paid for, and costs its full price."""
+GROUNDED, FREE, FULL_PRICE = 0.15, 0.35, 0.55
+"""Fractions of the time box: Sem-Nets grounded; end of the free latent; the latent costs its full price."""
 
 
 @dataclass
@@ -35,25 +37,44 @@ class SmcRun(RunConfig):
     instrument: str = "models/yolox_nano.onnx"
     sample_weight: float = 8.0
     machine_weight: float = 1.0
-    semantic_weight: float = 0.5
-    rate_weight: float = 1.0
+    semantic_weight: float = 1.0
+    rate_weight: float = 0.6
     drop: float = 0.15
     crop: int = 256
     length: int = 3
 
 
 class SmcObjective(nn.Module):
-    """Everything trained beside the networks that ship: the latent's prior and the head that grounds S and S^.
+    """Everything trained beside the networks that ship: the latent's prior and the head H that grounds S and S^.
 
     Loss = sample_weight * L1(fused, original) + machine_weight * MachineDistance(fused, original)
-         + semantic_weight * (|H(S) - phi| + |H(S^) - phi|) + rate_weight * slope * semantic bits / video bits,
-    where phi is the detector's stride-16 feature of the original. With probability `drop` a sample's latent is lost.
+         + semantic_weight * (D(H(S), phi) + D(H(S^), phi) + |S~ - sg(S)|^2 + |S^ - sg(S)|^2)
+         + rate_weight * slope * semantic bits / video bits,
+    where phi is the detector's stride-16 feature of the original, each channel at unit spread, D the smooth L1
+    distance and sg a stopped gradient. Only the semantic terms reach the Sem-Nets: through the others the noise of
+    fusion shrinks S to nothing within a hundred steps. With probability `drop` a sample's latent is lost.
     """
+
+    scaled: Tensor
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: SmcRun) -> None:
         super().__init__()
         self.prior = LatentPrior(config.smc.latent)
-        self.head = nn.Sequential(conv(config.smc.semantic, 96), nn.ReLU(), conv(96, 128, 1))
+        self.head = nn.Sequential(conv(config.smc.semantic, 96), nn.ReLU(), conv(96, PHI, 1))
+        with torch.no_grad():
+            self.head[2].weight.mul_(0.1)  # type: ignore[operator]
+        self.register_buffer("scaled", torch.zeros(()))
+        self.register_buffer("centre", torch.zeros(PHI, 1, 1))
+        self.register_buffer("spread", torch.ones(PHI, 1, 1))
+
+
+PHI = 128
+"""Channels of the detector's feature that grounds the semantics."""
+
+LATENT_STD = 2.0
+"""Spread of each latent channel when rounding begins: what was learnt without rounding survives it."""
 
 
 class SmcTraining:
@@ -68,6 +89,8 @@ class SmcTraining:
         self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
         self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         self.slope = self._slope()
+        if self.trainer.steps == 0:
+            self._measure_semantics()
 
     @torch.no_grad()
     def _slope(self) -> float:
@@ -84,12 +107,40 @@ class SmcTraining:
             points += [(float(rate), float(value)) for rate, value in zip(batch.video_bpp, loss, strict=True)]
         return rate_slope(points)
 
+    @torch.no_grad()
+    def _measure_semantics(self) -> None:
+        """Before the first step: the mean and spread of phi, and unit spread for S and S~."""
+        batch = self.sampler.sample(32)
+        original, lossy = _pictures(batch.original[:, -1]), _pictures(batch.lossy[:, -1])
+        phi = self.machine.features(original)[1]
+        self.objective.centre.copy_(phi.mean((0, 2, 3))[:, None, None])
+        self.objective.spread.copy_(phi.std((0, 2, 3))[:, None, None] + 1e-3)
+        states = self.model.states(32, *original.shape[2:])
+        for net, picture, key in ((self.model.sem_net, original, "sem"), (self.model.sem_net_s, lossy, "lossy")):
+            net.head.weight.div_(net(picture, states[key])[0].std())
+
+    @torch.no_grad()
+    def _scale_latent(self) -> None:
+        """Once, before the first rounding: spread every channel over some steps of the quantiser."""
+        batch = self.sampler.sample(16)
+        original, lossy = _pictures(batch.original[:, -1]), _pictures(batch.lossy[:, -1])
+        states = self.model.states(16, *original.shape[2:])
+        semantic, seen = self.model.sem_net(original, states["sem"])[0], self.model.sem_net_s(lossy, states["lossy"])[0]
+        gain = LATENT_STD / self.model.sem_enc(semantic - seen).std((0, 2, 3)).clamp_min(1e-6)
+        self.model.rescale_latent(gain)
+        for key in ("sem_enc.head.weight", "sem_enc.head.bias", "sem_dec.stem.weight"):
+            self.trainer.average[key].copy_(self.model.state_dict()[key])
+        self.objective.prior.log_scale.fill_(0.0)
+        self.objective.scaled.fill_(1.0)
+
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         batch = self.sampler.sample(config.batch)
         video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
         kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float()
-        quantised = progress.fraction > FREE
+        fusing, quantised = progress.fraction > GROUNDED, progress.fraction > FREE
+        if quantised and not bool(self.objective.scaled):
+            self._scale_latent()
         price = config.rate_weight * self.slope * min(1.0, max(0.0, (progress.fraction - FREE) / (FULL_PRICE - FREE)))
         states = self.model.states(config.batch, config.crop // 4, config.crop // 4)
         previous: Tensor | None = None
@@ -97,13 +148,13 @@ class SmcTraining:
         for index in range(config.length):
             graded = index == config.length - 1
             pair = _pictures(batch.original[:, index]), _pictures(batch.lossy[:, index])
-            terms, previous = self._frame(*pair, states, previous, kept, quantised, graded)
+            terms, previous = self._frame(*pair, states, previous, kept, quantised, fusing, graded)
             share = (terms["bits"] / video_bits * kept[:, 0, 0, 0]).mean()
             total = total + (config.sample_weight * terms["pixel"] + price * share + terms["prior"]) / config.length
             total = total + config.semantic_weight * terms["semantic"] + config.machine_weight * terms["machine"]
             figures["pixel"] += float(terms["pixel"].detach()) / config.length
             figures["share"] += float(share.detach()) / config.length
-        return total, figures | {key: float(terms[key].detach()) for key in ("machine", "semantic")}
+        return total, figures | {key: float(terms[key].detach()) for key in ("machine", "semantic", "explained")}
 
     def _frame(
         self,
@@ -113,6 +164,7 @@ class SmcTraining:
         previous: Tensor | None,
         kept: Tensor,
         quantised: bool,
+        fusing: bool,
         graded: bool,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """One frame of the sequence; `states` is moved on in place. Returns the loss terms and the integer latent."""
@@ -120,28 +172,39 @@ class SmcTraining:
         with autocast():
             semantic, states["sem"] = model.sem_net(original, states["sem"])
             seen, states["lossy"] = model.sem_net_s(lossy, states["lossy"])
-            latent = model.sem_enc(semantic - seen).float()
-            noisy = latent + torch.rand_like(latent) - 0.5
-            rounded = latent + (latent.round() - latent).detach() if quantised else noisy
-            bits = self.objective.prior.bits(noisy, previous)
-            fitted = self.objective.prior.bits(noisy.detach(), previous).mean() / latent[0].numel()
-            compensated = seen + model.sem_dec(rounded * kept)
-            fused, states["fuse"] = model.f_net(lossy, compensated, states["fuse"])
-            terms = {"bits": bits, "prior": fitted, "pixel": (fused.float() - original).abs().mean()}
-            nothing = torch.zeros((), device=fused.device)
-            terms |= {"semantic": nothing, "machine": nothing}
+            nothing = torch.zeros((), device=lossy.device)
+            terms = {"bits": nothing.expand(len(lossy)), "machine": nothing, "semantic": nothing, "pixel": nothing}
+            terms |= {"explained": nothing, "prior": nothing}
+            truth: list[Tensor] = []
             if graded:  # only the last frame has its whole memory; grading the others costs more than it teaches
                 with torch.no_grad():
                     truth = self.machine.features(original)
-                terms["semantic"] = self._grounding(semantic, compensated, truth[1], kept)
+                terms["semantic"] = self._grounded(semantic, truth[1]).mean() + _apart(seen, semantic).mean()
+            if not fusing:
+                return terms, torch.zeros(len(lossy), model.config.latent, *seen.shape[2:], device=lossy.device)
+            latent = model.sem_enc((semantic - seen).detach()).float()
+            noisy = latent + torch.rand_like(latent) - 0.5
+            rounded = latent + (latent.round() - latent).detach() if quantised else latent
+            terms["bits"] = self.objective.prior.bits(noisy, previous)
+            terms["prior"] = self.objective.prior.bits(noisy.detach(), previous).mean() / latent[0].numel()
+            compensated = seen.detach() + model.sem_dec(rounded * kept)
+            fused, states["fuse"] = model.f_net(lossy, compensated, states["fuse"])
+            terms["pixel"] = (fused.float() - original).abs().mean()
+            if graded:
+                here = kept[:, 0, 0, 0]
+                rest = _apart(compensated, semantic)
+                terms["semantic"] = terms["semantic"] + ((self._grounded(compensated, truth[1]) + rest) * here).mean()
+                terms["explained"] = 1.0 - (rest * here).sum() / (
+                    _apart(seen.detach(), semantic) * here
+                ).sum().clamp_min(1e-6)
                 terms["machine"] = self.machine.distance(self.machine.features(fused), truth).mean()
         return terms, latent.detach().round()
 
-    def _grounding(self, semantic: Tensor, compensated: Tensor, truth: Tensor, kept: Tensor) -> Tensor:
-        """How badly S, and S^ where its packet arrived, foretell the detector's stride-16 feature of the original."""
-        foretold = self.objective.head(torch.cat([semantic, compensated])).float()
-        error = (foretold - torch.cat([truth, truth])).abs().mean((1, 2, 3)) / (truth.abs().mean() + 1e-6)
-        return (error * torch.cat([torch.ones_like(kept[:, 0, 0, 0]), kept[:, 0, 0, 0]])).mean()
+    def _grounded(self, semantic: Tensor, truth: Tensor) -> Tensor:
+        """How badly S, or S^, foretells the detector's feature of the original: [B]."""
+        foretold = self.objective.head(semantic).float()
+        wanted = (truth - self.objective.centre) / self.objective.spread
+        return F.smooth_l1_loss(foretold, wanted, reduction="none").mean((1, 2, 3))
 
     @torch.no_grad()
     def evaluate(self, batches: int = 12) -> dict[str, float]:
@@ -159,7 +222,7 @@ class SmcTraining:
                     lossy = _pictures(batch.lossy[:, index])
                     mask = torch.full((8, 1, 1, 1), kept, device=device())
                     terms, previous = self._frame(
-                        original, lossy, states, previous, mask, True, index == self.config.length - 1
+                        original, lossy, states, previous, mask, True, True, index == self.config.length - 1
                     )
                 sums["fused" if kept else "fused_without_latent"] += float(terms["machine"]) / batches
             video_bits = torch.from_numpy(batch.video_bpp).to(device()) * self.config.crop**2
@@ -168,6 +231,11 @@ class SmcTraining:
                 seen, truth = self.machine.features(lossy), self.machine.features(original)
             sums["lossy"] += float(self.machine.distance(seen, truth).mean()) / batches
         return {key: round(value, 4) for key, value in sums.items()}
+
+
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """Mean square distance of two semantic features, [B]; the second is the truth and learns nothing from it."""
+    return (first.float() - second.detach().float()).square().mean((1, 2, 3))
 
 
 def _pictures(packed: U8) -> Tensor:
