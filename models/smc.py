@@ -81,6 +81,8 @@ class SemDec(nn.Module):
         self.first = conv(semantic, semantic, bias=False)
         self.second = conv(semantic, semantic, bias=False)
         self.third = conv(semantic, semantic, bias=False)
+        with torch.no_grad():  # S^ starts close to S~
+            self.stem.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -110,6 +112,10 @@ class FNet(nn.Module):
         self.up4 = conv(eighth, quarter)
         self.body4 = ResBlock(quarter)
         self.head = conv(quarter, 24)
+        with torch.no_grad():  # quiet features: the first steps of a loud network spoil the picture for minutes
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.mul_(0.5)
         start_at_zero(self.head)  # at first the fused picture is the lossy one
 
     def forward(self, lossy: Tensor, semantic: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,17 @@ def test_untrained_fusion_is_the_lossy_frame_and_no_latent_adds_nothing() -> Non
     assert not SemDec(8, 4)(torch.zeros(1, 4, 4, 6)).any()
 
 
+def test_rescaling_the_latent_changes_nothing_but_its_size() -> None:
+    smc = Smc(SMALL)
+    residual = torch.randn(1, 8, 4, 6)
+    before = smc.sem_enc(residual)
+    restored = smc.sem_dec(before)
+    smc.rescale_latent(torch.tensor([2.0, 0.5, 10.0, 1.0]))
+    after = smc.sem_enc(residual)
+    assert torch.allclose(after[:, 2], 10 * before[:, 2], rtol=1e-4)
+    assert torch.allclose(smc.sem_dec(after), restored, atol=1e-5)
+
+
 def test_assembled_convolution_equals_the_folded_kernel() -> None:
     layer = AssembledConv(6, 4)
     coefficients = torch.randn(1, 24, 1, 1)
