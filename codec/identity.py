@@ -50,9 +50,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class AccessUnit:
-    """One coded picture: H.264 in Annex B form, with the identity of the frame that it codes."""
+    """One coded picture: H.264 in Annex B form, with the identity and the UTC offset of the frame that it codes."""
 
     data: bytes
     frame_seq: int
     capture_ns: int
     keyframe: bool
+    utc_offset_ns: int = 0

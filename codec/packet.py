@@ -20,6 +20,7 @@ from scene_edge.codec.checksum import crc32c
 from scene_edge.codec.errors import PacketError
 from scene_edge.codec.identity import MAX_FRAME_SEQ, MAX_SESSION_ID, MAX_TIME_NS
 from scene_edge.codec.planes import MAX_SIDE
+from scene_edge.codec.varints import read_varint, write_varint
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage, split_video
 
 __all__ = [
@@ -150,7 +151,7 @@ class SemanticPacket:
             raise PacketError(
                 "packet is too long", allowed=f"at most {MAX_PACKET_BYTES} bytes", hint="Send fewer frames."
             )
-        body = b"".join((header, *(_varint(len(payload)) for payload in self.payloads), *self.payloads))
+        body = b"".join((header, *(write_varint(len(payload)) for payload in self.payloads), *self.payloads))
         if len(body) + _CRC.size > MAX_PACKET_BYTES:
             raise PacketError(
                 "packet is too long",
@@ -236,32 +237,11 @@ def _checked_body(data: bytes, magic: bytes, header_bytes: int, max_bytes: int) 
     return body
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _read_varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
     if count > len(data) - at:
         raise PacketError("packet is cut short", got=f"{len(data) - at} bytes for {count} lengths")
     values = []
     for _ in range(count):
-        value = 0
-        for place in range(_MAX_VARINT_BYTES):
-            if at >= len(data):
-                raise PacketError("packet is cut short inside its lengths", got=f"{len(data)} bytes")
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << (7 * place)
-            if byte <= 0x7F:
-                if byte == 0 and place:
-                    raise PacketError("length is not in its shortest form", got=value)
-                break
-        else:
-            raise PacketError("length has too many bytes", allowed=f"at most {_MAX_VARINT_BYTES}")
+        value, at = read_varint(data, at, _MAX_VARINT_BYTES)
         values.append(value)
     return values, at

@@ -110,6 +110,13 @@ class MqttConfig(Section):
     key_file: Path | None = Field(None, description="This camera's private key.")
     backoff_base_ms: int = Field(500, ge=10, le=60_000, description="First reconnect waits 0 to this, at random.")
     backoff_cap_ms: int = Field(30_000, ge=10, le=3_600_000, description="No wait is longer than this.")
+    video_batch_ms: int = Field(
+        200,
+        ge=0,
+        le=10_000,
+        description="So much video of a live source goes into one message, which delays its first picture by as much; "
+        "0: every picture alone, at once. Sources that can wait send up to a whole GOP in one, unless this is 0.",
+    )
     window: int = Field(64, ge=1, le=1024, description="Messages under way to the broker at a time.")
     resend_after_s: float = Field(15.0, gt=0, le=3600, description="Send again what the server left unacknowledged.")
     drain_s: float = Field(

@@ -52,17 +52,17 @@ class Ledger:
             self._captured += 1
             self._in_pipeline += 1
 
-    def spool(self) -> None:
-        """A frame's access unit is put into the spool."""
+    def spool(self, frames: int = 1) -> None:
+        """The access units of so many frames are put into the spool."""
         with self._lock:
-            self._in_pipeline -= 1
-            self._in_spool += 1
+            self._in_pipeline -= frames
+            self._in_spool += frames
 
-    def unspool(self) -> None:
-        """The spool did not take it after all."""
+    def unspool(self, frames: int = 1) -> None:
+        """The spool did not take them after all."""
         with self._lock:
-            self._in_pipeline += 1
-            self._in_spool -= 1
+            self._in_pipeline += frames
+            self._in_spool -= frames
 
     def commit(self, frames: int, latencies_ms: list[float]) -> None:
         """The server acknowledged frames of the spool."""

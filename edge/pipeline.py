@@ -5,6 +5,9 @@ everything behind it, so that nothing is lost; its pictures then leave after the
 deadline at the server can part them, however slow this machine is. A live source drops the frame and counts it. A full
 semantics queue costs the rest of that GOP its semantics, never a picture. A full spool costs a live camera the rest of
 the GOP, since no decoder could use it.
+
+Consecutive access units share a message (batch.py). Until it is closed they are in the pipeline, for the ledger; then
+all of them are in the spool, or dropped.
 """
 
 from __future__ import annotations
@@ -13,17 +16,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scene_edge.codec.errors import EngineError
 from scene_edge.codec.identity import AccessUnit, Frame
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.videomessage import split_video
+from scene_edge.edge.batch import VideoBatch, Waiting
 from scene_edge.edge.clip import with_anchor
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.config import CameraConfig
-from scene_edge.edge.encoders import Sequencer, VideoEncoder
+from scene_edge.edge.encoders import Encoded, Sequencer, VideoEncoder
 from scene_edge.edge.gop import GopCoder, StageTime
 from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.networks import Networks
@@ -99,6 +103,9 @@ class Pipeline:
         # Between two stages of our own the producer waits: what is too much is turned away at the door, once.
         self._to_encode: BoundedQueue[Filtered] = BoundedQueue("encode", sizes.encode, WhenFull.WAIT)
         self._to_semantics: BoundedQueue[SemanticJob] = BoundedQueue("semantics", sizes.semantics, full)
+        batch_ms = config.mqtt.video_batch_ms
+        self._batch = VideoBatch(None if self._lossless and batch_ms else batch_ms, info.frame_period_ns)
+        """Belongs to the thread that spools video: `semantics` where pictures wait for their packet, else `encode`."""
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
@@ -224,27 +231,45 @@ class Pipeline:
 
     def _encode(self) -> None:
         try:
-            while (item := self._to_encode.get()) is not None:
+            while (item := self._next_filtered()) is not None:
                 self._encode_one(item)
-            for encoded in self._sequencer.flush():
-                self._emit(encoded.unit, encoded.source)
+            self._emit_all(self._sequencer.flush())
             self._account_lost()
+            if not self._video_waits:
+                self._close_batch()
         finally:
             inside = self._sequencer.abandon()
+            if not self._video_waits:
+                inside += len(self._batch.take())
             if inside:
                 self._ledger.drop("failed", inside)
             self._to_semantics.finish()
+
+    @property
+    def _video_waits(self) -> bool:
+        """Pictures leave after the packet that belongs to them."""
+        return self._lossless and self._gop is not None
+
+    def _next_filtered(self) -> Filtered | None:
+        """The next picture. A message that has been open for long enough leaves while none comes."""
+        left_s = None if self._video_waits else self._batch.left_s(self._clock.now_ns())
+        if left_s is not None and not self._to_encode.ready(left_s) and not self._close_batch():
+            self._skip_video = True
+        return self._to_encode.get()
 
     def _encode_one(self, item: Filtered) -> None:
         started_ns = time.perf_counter_ns()
         encoded = self._sequencer.encode(item.planes, item.captured)
         self._video_time.add(started_ns)
         self._account_lost()
+        self._emit_all(encoded)
+
+    def _emit_all(self, encoded: list[Encoded[Captured]]) -> None:
         for index, done in enumerate(encoded):
             try:
                 self._emit(done.unit, done.source)
             except BaseException:
-                self._ledger.drop("failed", len(encoded) - index)
+                self._ledger.drop("failed", len(encoded) - index - 1)
                 raise
 
     def _account_lost(self) -> None:
@@ -254,19 +279,23 @@ class Pipeline:
             self._ledger.drop("encoder", lost)
 
     def _emit(self, unit: AccessUnit, captured: Captured) -> None:
-        """One access unit to the semantic encoder and into the spool: in this order for a source that can wait."""
+        """One access unit to the semantic encoder and into the spool: in this order for a source that can wait.
+
+        Its frame is accounted for by then, even where this raises.
+        """
         self.encoded += 1
         outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns)
         job = SemanticJob(outgoing, captured.frame.planes)
-        if self._lossless and self._gop is not None:
+        if self._video_waits:
             if not self._to_semantics.put(job):
                 self._ledger.drop("failed")
             return
         if unit.keyframe:
             self._skip_video = self._skip_semantics = False
-        if self._skip_video or not self._spool_video(outgoing):
+        if self._skip_video:
+            self._drop_unspooled(1)
+        elif not self._spool_video(outgoing):
             self._skip_video = True
-            self._drop_unspooled()
         elif self._semantics_on:
             if not self._skip_semantics and not self._to_semantics.put(job):
                 self._skip_semantics = True
@@ -274,33 +303,58 @@ class Pipeline:
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
 
-    def _drop_unspooled(self) -> None:
-        self._ledger.drop("shutdown" if self._stopping.is_set() else "spool_full")
+    def _drop_unspooled(self, frames: int) -> None:
+        self._ledger.drop("shutdown" if self._stopping.is_set() else "spool_full", frames)
 
     def _spool_video(self, outgoing: Outgoing) -> bool:
+        """Add an access unit to the open message; False if the spool refused it or what it needs."""
         unit = outgoing.unit
-        marked = with_anchor(unit, outgoing.utc_offset_ns, self._session_id, self._config.video.sei, self._utc_quality)
-        messages = split_video(
-            marked,
-            session_id=self._session_id,
-            width=self._info.width,
-            height=self._info.height,
-            utc_offset_ns=outgoing.utc_offset_ns,
-        )
-        last = len(messages) - 1
-        records = [
-            Record("video", message.to_bytes(), unit.frame_seq, int(index == last), outgoing.taken_ns)
-            for index, message in enumerate(messages)
-        ]
-        self._ledger.spool()
-        if not self._put(records):
-            self._ledger.unspool()
+        try:
+            marked = with_anchor(
+                unit, outgoing.utc_offset_ns, self._session_id, self._config.video.sei, self._utc_quality
+            )
+            marked = replace(marked, utc_offset_ns=outgoing.utc_offset_ns)
+            closed = self._batch.fits(marked) or self._close_batch()
+        except BaseException:
+            self._ledger.drop("failed")
+            raise
+        if not closed and not unit.keyframe and not self._lossless:
+            self._drop_unspooled(1)
             return False
+        waiting = Waiting(marked, len(marked.data) - len(unit.data), outgoing.taken_ns)
+        self._batch.add(waiting, self._clock.now_ns())
+        return self._close_batch() if self._batch.full else True
+
+    def _close_batch(self) -> bool:
+        """The open message into the spool, if there is any; False if it was refused, and its frames dropped."""
+        items = self._batch.take()
+        if not items:
+            return True
+        try:
+            messages = split_video(
+                [item.unit for item in items],
+                session_id=self._session_id,
+                width=self._info.width,
+                height=self._info.height,
+            )
+            payloads = [message.to_bytes() for message in messages]
+        except BaseException:
+            self._ledger.drop("failed", len(items))
+            raise
+        last_seq, taken_ns = items[-1].unit.frame_seq, tuple(item.taken_ns for item in items)
+        records = [Record("video", payload, last_seq) for payload in payloads[:-1]]
+        records.append(Record("video", payloads[-1], last_seq, taken_ns))
+        self._ledger.spool(len(items))
+        if not self._put(records):
+            self._ledger.unspool(len(items))
+            self._drop_unspooled(len(items))
+            return False
+        data_bytes, sei_bytes = sum(len(item.unit.data) for item in items), sum(item.sei_bytes for item in items)
         self._ledger.add_bytes(
-            media_ns=unit.capture_ns,
-            video=len(unit.data),
-            sei=len(marked.data) - len(unit.data),
-            overhead=sum(len(record.payload) for record in records) - len(marked.data),
+            media_ns=items[-1].unit.capture_ns,
+            video=data_bytes - sei_bytes,
+            sei=sei_bytes,
+            overhead=sum(map(len, payloads)) - data_bytes,
         )
         return True
 
@@ -331,9 +385,12 @@ class Pipeline:
             self._cut_where_skipped(gop)
             self._spool_packets(gop.flush())
             self._release(held, None)
+            if self._video_waits:
+                self._close_batch()
         finally:
-            if held:
-                self._ledger.drop("failed", len(held))
+            left = len(held) + (len(self._batch.take()) if self._video_waits else 0)
+            if left:
+                self._ledger.drop("failed", left)
 
     def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
         if not self._semantics_on:
@@ -356,9 +413,13 @@ class Pipeline:
 
     def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:
         """Spool the pictures whose packet has left, or for which none will come."""
+        released = False
         while held and (waiting_from is None or held[0].unit.frame_seq < waiting_from):
-            if not self._spool_video(held.popleft()):
-                self._drop_unspooled()
+            self._spool_video(held.popleft())
+            released = True
+        if released and self._semantics_on:
+            # The next ones leave with the next packet only: what is here need not wait for them.
+            self._close_batch()
 
     def _account_lost_semantics(self, gop: GopCoder) -> None:
         for reason, frames in gop.lost.items():

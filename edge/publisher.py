@@ -214,9 +214,8 @@ class Publisher:
         if freed:
             now_ns = self._progress_ns = self._clock.now_ns()
             self._patience = 1.0
-            frames = [record for record in freed if record.frames]
-            latencies_ms = [(now_ns - record.taken_ns) / 1e6 for record in frames]
-            self._ledger.commit(sum(record.frames for record in frames), latencies_ms)
+            latencies_ms = [(now_ns - taken_ns) / 1e6 for record in freed for taken_ns in record.taken_ns]
+            self._ledger.commit(len(latencies_ms), latencies_ms)
 
     def _acknowledged_seq(self, payload: bytes) -> int | None:
         """The number in an ack that is ours and not stale; anything else is counted and ignored."""

@@ -65,6 +65,11 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
             return True
 
+    def ready(self, timeout_s: float) -> bool:
+        """True once `get` would return at once; False if that takes longer than `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items) or self._finished or self._cancelled, timeout_s)
+
     def get(self) -> T | None:
         """The oldest item, waiting for it; None once the queue is finished and empty, or cancelled."""
         with self._changed:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One MQTT payload. It is done with once the server has acknowledged frame `last_seq`. `frames` is 1 on the message
-    that completes a frame's access unit, else 0; `taken_ns` is when that frame was read, for the latency."""
+    """One MQTT payload. It is done with once the server has acknowledged frame `last_seq`. `taken_ns` has an entry for
+    each frame that the message completes: when it was read, for the latency."""
 
     leaf: str
     payload: bytes
     last_seq: int
-    frames: int = 0
-    taken_ns: int = 0
+    taken_ns: tuple[int, ...] = ()
     record_id: int = 0
+
+    @property
+    def frames(self) -> int:
+        """How many frames are complete with this message: of a message's fragments only the last has any."""
+        return len(self.taken_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,7 @@ class MemorySpool:
                 return False
             for record in records:
                 self._last_id += 1
-                self._records[self._last_id] = Record(
-                    record.leaf, record.payload, record.last_seq, record.frames, record.taken_ns, self._last_id
-                )
+                self._records[self._last_id] = replace(record, record_id=self._last_id)
                 self._by_leaf.setdefault(record.leaf, deque()).append(self._last_id)
                 self._frames += record.frames
                 self._highest = max(self._highest, record.last_seq)

@@ -138,26 +138,25 @@ class CameraWorker:
         if not self._enter(fragment.session_id, (fragment.width, fragment.height)):
             return
         try:
-            whole = self._assembler.push(fragment)
+            units = self._assembler.push(fragment)
         except PacketError:
             self.state.dropped("video_fragments")
             return
-        if whole is None:
-            return
-        known = whole.utc_offset_ns != 0
-        unit = VideoUnit(
-            whole.session_id,
-            whole.frame_seq,
-            whole.capture_ns,
-            whole.capture_ns + whole.utc_offset_ns if known else time.time_ns(),
-            known,
-            whole.keyframe,
-            whole.width,
-            whole.height,
-            whole.data,
-        )
-        if not self._joiner.add_video(unit, message.arrived_s) and self._reack_at_s is None:
-            self._reack_at_s = message.arrived_s + REACK_EVERY_S
+        for unit in units:
+            known = unit.utc_offset_ns != 0
+            picture = VideoUnit(
+                fragment.session_id,
+                unit.frame_seq,
+                unit.capture_ns,
+                unit.capture_ns + unit.utc_offset_ns if known else time.time_ns(),
+                known,
+                unit.keyframe,
+                fragment.width,
+                fragment.height,
+                unit.data,
+            )
+            if not self._joiner.add_video(picture, message.arrived_s) and self._reack_at_s is None:
+                self._reack_at_s = message.arrived_s + REACK_EVERY_S
 
     def _on_semantic(self, message: Inbound) -> None:
         try:

@@ -110,7 +110,7 @@ def test_percentiles_by_nearest_rank() -> None:
 
 
 def record(seq: int, leaf: str = "video", size: int = 10, frames: int = 1) -> Record:
-    return Record(leaf, b"x" * size, seq, frames if leaf == "video" else 0)
+    return Record(leaf, b"x" * size, seq, (0,) * frames if leaf == "video" else ())
 
 
 def test_the_spool_keeps_order_and_frees_cumulatively() -> None:

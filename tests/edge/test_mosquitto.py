@@ -108,8 +108,9 @@ class Acker:
             self.packets[packet.first_seq] = packet
         elif leaf == "video":
             video = VideoMessage.from_bytes(payload)
-            self.duplicates += video.frame_seq in self.videos
-            self.videos[video.frame_seq] = video.data
+            for unit in video.units:
+                self.duplicates += unit.frame_seq in self.videos
+                self.videos[unit.frame_seq] = unit.data
             while self._next in self.videos:
                 self._next += 1
             ack = {"session": f"{video.session_id:016x}", "seq": self._next - 1, "epoch": 1}

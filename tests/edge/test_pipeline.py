@@ -6,12 +6,14 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from scene_edge.codec.errors import EncoderError, EngineError, TransportError
 from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.identity import Frame
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.sei import UTC_FREE_RUNNING, read_anchor
@@ -32,6 +34,8 @@ from scene_edge.edge.spool import MemorySpool
 from scene_edge.edge.transport import MemoryTransport, Message
 from tests.edge.conftest import Configure
 
+UTC_OFFSET_NS = 1_700_000_000_000_000_000
+
 
 class LiveTest(TestSource):
     """testsrc in a camera's place: it says that it is live, and comes as fast as it can."""
@@ -41,6 +45,10 @@ class LiveTest(TestSource):
     def open(self) -> SourceInfo:
         info = super().open()
         return SourceInfo(info.width, info.height, info.fps, live=True)
+
+    def read(self) -> Frame | None:
+        frame = super().read()
+        return None if frame is None else replace(frame, utc_offset_ns=UTC_OFFSET_NS + frame.capture_ns % 1000)
 
 
 class Rig:
@@ -103,12 +111,17 @@ class Rig:
         return found
 
 
+def numbers(videos: list[VideoMessage]) -> list[int]:
+    return [unit.frame_seq for video in videos for unit in video.units]
+
+
 def test_a_patient_source_loses_nothing_however_small_the_queues(configure: Configure) -> None:
     rig = Rig(configure("queues.scene=1", "queues.encode=1", "queues.semantics=1"), frames=23)
     snapshot = rig.run()
     assert (snapshot.captured, snapshot.spooled, snapshot.dropped) == (23, 23, {})
     videos, packets = rig.messages()
-    assert [video.frame_seq for video in videos] == list(range(23))
+    assert numbers(videos) == list(range(23))
+    assert [video.count for video in videos] == [5, 5, 5, 5, 3], "a GOP each"
     assert [seq for packet in packets for seq in range(packet.first_seq, packet.last_seq + 1)] == list(range(23))
     assert snapshot.semantics_coded == 23
     assert snapshot.bytes["semantic"] == sum(len(packet.to_bytes()) for packet in packets)
@@ -124,7 +137,7 @@ def test_pictures_of_a_patient_source_leave_after_their_packet(configure: Config
         if leaf == "semantic":
             covered = SemanticPacket.from_bytes(payload).last_seq
         else:
-            assert VideoMessage.from_bytes(payload).frame_seq <= covered
+            assert VideoMessage.from_bytes(payload).last_seq <= covered
 
 
 def test_what_was_spooled_decodes_and_carries_its_identity(configure: Configure) -> None:
@@ -132,13 +145,13 @@ def test_what_was_spooled_decodes_and_carries_its_identity(configure: Configure)
     rig.run()
     decoder, assembler = H264Decoder(), VideoAssembler()
     for video in rig.messages()[0]:
-        whole = assembler.push(video)
-        assert whole is not None
-        assert len(decoder.decode(whole.data, whole.frame_seq)) == 1
-        anchor = read_anchor(whole.data)
-        assert (anchor is not None) == (whole.frame_seq % 5 == 0)
-        if anchor is not None:
-            assert (anchor.session_id, anchor.frame_seq) == (11, whole.frame_seq)
+        for unit in assembler.push(video):
+            assert len(decoder.decode(unit.data, unit.frame_seq)) == 1
+            anchor = read_anchor(unit.data)
+            assert (anchor is not None) == unit.keyframe == (unit.frame_seq % 5 == 0)
+            if anchor is not None:
+                assert (anchor.session_id, anchor.frame_seq) == (11, unit.frame_seq)
+                assert abs(anchor.utc_offset_ns - unit.utc_offset_ns) < 1_000_000
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, gate: threading.Event) -> None:
@@ -166,7 +179,7 @@ def test_a_live_source_drops_at_the_door_and_counts(configure: Configure, monkey
     assert snapshot.dropped == {"queue_full": 40 - snapshot.spooled}
     assert 3 <= snapshot.spooled <= 5
     # Numbers are given behind the encoder, so the stream has no holes.
-    assert [video.frame_seq for video in rig.messages()[0]] == list(range(snapshot.spooled))
+    assert numbers(rig.messages()[0]) == list(range(snapshot.spooled))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -193,18 +206,83 @@ def test_video_does_not_wait_for_semantics(configure: Configure, monkeypatch: py
     assert snapshot.semantics_lost["queue_full"] > 0
     assert snapshot.semantics_coded + sum(snapshot.semantics_lost.values()) == 30
     videos, packets = rig.messages()
-    assert len(videos) == 30
-    keyframes = {video.frame_seq for video in videos if video.keyframe}
+    assert numbers(videos) == list(range(30))
+    keyframes = {unit.frame_seq for video in videos for unit in video.units if unit.keyframe}
     assert {packet.first_seq for packet in packets} <= keyframes
     for packet in packets:
         assert (packet.flags == 1) == (packet.count < 5)
+
+
+@pytest.mark.parametrize(
+    ("batch_ms", "counts"), [(0, [1] * 12), (67, [2, 2, 1, 2, 2, 1, 2]), (100, [3, 2, 3, 2, 2]), (200, [5, 5, 2])]
+)
+def test_a_live_message_ends_at_its_time_at_a_keyframe_and_at_the_end(
+    plain: Configure, monkeypatch: pytest.MonkeyPatch, batch_ms: int, counts: list[int]
+) -> None:
+    gate = threading.Event()
+    slow(monkeypatch, LibavEncoder, "encode", gate)
+    config = plain("queues.scene=100", "queues.encode=100", f"mqtt.video_batch_ms={batch_ms}")
+    rig = Rig(config, frames=12, live=True)
+    rig.pipeline.start()
+    # All are there before the first is coded: no pause of a busy machine closes a message.
+    wait_until(lambda: rig.pipeline.meters()[1].put == 12)
+    gate.set()
+    assert rig.pipeline.join(30)
+    assert rig.ledger.snapshot().balanced
+    videos, _ = rig.messages()
+    assert [video.count for video in videos] == counts
+    assert numbers(videos) == list(range(12))
+    offsets = [unit.utc_offset_ns - UTC_OFFSET_NS for video in videos for unit in video.units]
+    assert all(0 <= offset < 1_000_000 for offset in offsets)
+
+
+def test_a_live_message_does_not_wait_for_a_picture_that_does_not_come(
+    plain: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    read = TestSource.read
+
+    def stalls(self: TestSource) -> Any:
+        frame = read(self)
+        if frame is not None and frame.capture_ns > 80_000_000:
+            gate.wait(30)
+        return frame
+
+    monkeypatch.setattr(TestSource, "read", stalls)
+    rig = Rig(plain("mqtt.video_batch_ms=150"), frames=5, live=True)
+    rig.pipeline.start()
+    wait_until(lambda: rig.spool.counts().frames == 3)
+    assert rig.ledger.snapshot().balanced
+    gate.set()
+    assert rig.pipeline.join(30)
+    assert numbers(rig.messages()[0]) == list(range(5))
+
+
+def test_frames_in_an_open_message_are_accounted_for_when_the_encoder_fails(plain: Configure) -> None:
+    config = plain("queues.scene=100", "video.gop=30", "mqtt.video_batch_ms=10000")
+
+    class Fails(LibavEncoder):
+        def encode(self, planes: Planes, pts: int) -> Any:
+            if pts >= 4:
+                raise EncoderError("the driver is gone")
+            return super().encode(planes, pts)
+
+    rig = Rig(config, frames=9, live=True, encoder=Fails("libx264", encoder_settings(config, 96, 64, 30)))
+    rig.pipeline.start()
+    with pytest.raises(EncoderError, match="driver is gone"):
+        rig.pipeline.join(30)
+    snapshot = rig.ledger.snapshot()
+    assert snapshot.balanced
+    assert snapshot.in_pipeline == snapshot.spooled == rig.spool.counts().frames == 0
+    assert sum(snapshot.dropped.values()) == snapshot.captured
 
 
 def test_a_full_spool_costs_a_live_camera_whole_ends_of_gops(plain: Configure) -> None:
     rig = Rig(plain("spool.max_mb=0.006", "queues.scene=100"), frames=60, live=True)
     snapshot = rig.run()
     assert snapshot.dropped.keys() == {"spool_full"}
-    kept = [video.frame_seq for video in rig.messages()[0]]
+    kept = numbers(rig.messages()[0])
+    assert snapshot.spooled == len(kept) > 0
     for seq in kept:
         # What is there can be decoded: everything from its keyframe on is there too.
         assert set(range(seq - seq % 5, seq)) <= set(kept)
@@ -218,9 +296,9 @@ def test_a_full_spool_makes_a_patient_source_wait_for_the_server(plain: Configur
         wait_until(lambda: rig.spool.next_after(0) is not None)
         record = rig.spool.next_after(0)
         assert record is not None
-        freed = rig.spool.acknowledge(record.last_seq)
-        rig.ledger.commit(len(freed), [])
-        committed += [item.last_seq for item in freed]
+        (freed,) = rig.spool.acknowledge(record.last_seq)
+        rig.ledger.commit(freed.frames, [])
+        committed += [unit.frame_seq for unit in VideoMessage.from_bytes(freed.payload).units]
         assert rig.ledger.snapshot().balanced
         assert rig.spool.counts().bytes <= 6000 or rig.spool.counts().records == 1
     assert rig.pipeline.join(30)
@@ -229,7 +307,7 @@ def test_a_full_spool_makes_a_patient_source_wait_for_the_server(plain: Configur
 
 
 def test_a_picture_larger_than_the_spool_passes_when_it_is_empty(plain: Configure) -> None:
-    rig = Rig(plain("spool.max_mb=0.0001"), frames=2)
+    rig = Rig(plain("spool.max_mb=0.0001", "mqtt.video_batch_ms=0"), frames=2)
     rig.pipeline.start()
     for seq in range(2):
         wait_until(lambda: rig.spool.counts().records > 0)
@@ -347,7 +425,7 @@ class Server:
     def answer(self, message: Message) -> None:
         if message.topic == self.topics.video:
             video = VideoMessage.from_bytes(message.payload)
-            ack = {"session": f"{video.session_id:016x}", "seq": video.frame_seq, "epoch": 1}
+            ack = {"session": f"{video.session_id:016x}", "seq": video.last_seq, "epoch": 1}
             self.transport.deliver(self.topics.ack, json.dumps(ack).encode())
 
     def said(self, leaf: str) -> list[bytes]:

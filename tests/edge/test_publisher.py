@@ -53,7 +53,7 @@ class Desk:
         for seq in seqs:
             self.ledger.capture()
             self.ledger.spool()
-            assert self.spool.put([Record("video", str(seq).encode(), seq, 1)])
+            assert self.spool.put([Record("video", str(seq).encode(), seq, (0,))])
 
     def ack(self, seq: int, **changes: object) -> None:
         document = {"session": f"{SESSION:016x}", "seq": seq, "epoch": 1} | changes

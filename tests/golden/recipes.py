@@ -6,6 +6,7 @@ A file that changes means that coded output changed for the same input: a new ma
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,16 @@ def packets() -> dict[str, SemanticPacket]:
 def videos() -> dict[str, VideoMessage]:
     unit = AccessUnit(ACCESS_UNIT, 300, CAPTURE_NS, keyframe=True)
     delta = AccessUnit(ACCESS_UNIT[-12:], 301, CAPTURE_NS + 33_333_333, keyframe=False)
-    whole = split_video(unit, session_id=SESSION, width=160, height=128, utc_offset_ns=UTC_OFFSET_NS)
-    parts = split_video(delta, session_id=SESSION, width=160, height=128, max_bytes=52)
-    return {"video_key": whole[0], "video_fragment": parts[1]}
+    later = AccessUnit(ACCESS_UNIT[-12:] * 11, 302, CAPTURE_NS + 66_666_600, keyframe=False)
+    known = [
+        replace(item, utc_offset_ns=UTC_OFFSET_NS + 500 * index) for index, item in enumerate((unit, delta, later))
+    ]
+    sent = {"session_id": SESSION, "width": 160, "height": 128}
+    return {
+        "video_key": split_video(known[:1], **sent)[0],
+        "video_batch": split_video(known, **sent)[0],
+        "video_fragment": split_video([delta, later], max_bytes=100, **sent)[1],
+    }
 
 
 def anchor() -> Anchor:

@@ -8,10 +8,11 @@ import zlib
 
 import pytest
 
+from scene_edge.codec.identity import AccessUnit
 from scene_edge.codec.packet import KEY, SemanticPacket
 from scene_edge.codec.sei import ANCHOR_UUID, SEMANTIC_UUID, Anchor
 from scene_edge.codec.topics import Topics
-from scene_edge.codec.videomessage import VideoMessage
+from scene_edge.codec.videomessage import VideoMessage, split_video
 from tests.data import REPOSITORY
 
 TEXT = (REPOSITORY / "docs/protocol.md").read_text()
@@ -53,13 +54,25 @@ def test_semantic_packet() -> None:
 
 
 def test_video_message() -> None:
-    data = VideoMessage(9, 8, 7, 6, True, 1, 3, 640, 360, b"\0\0\1\x65").to_bytes()
+    data = VideoMessage(9, 8, 7, 6, 5, 1, 3, 640, 360, b"\0\0\1\x65").to_bytes()
     read = fields("Video message", data)
     assert read["`SCV1`"] == b"SCV1"
-    assert (read["flags"], read["number of this fragment"], read["number of fragments"], read["0"]) == (3, 1, 3, 0)
-    assert (read["session"], read["sequence"], read["capture time"], read["size"]) == (9, 8, 7, (640, 360))
-    assert read["UTC offset"] == 6
+    assert (read["flags"], read["number of this fragment"], read["number of fragments"]) == (1, 1, 3)
+    assert (read["number of access units"], read["session"]) == (5, 9)
+    assert (read["sequence of the first"], read["capture time of the first"], read["size"]) == (8, 7, (640, 360))
+    assert read["UTC offset of the first"] == 6
     assert data[40:-4] == b"\0\0\1\x65"
+
+
+def test_the_table_of_a_video_message() -> None:
+    units = [
+        AccessUnit(b"k" * 200, 8, 1000, True, 6),
+        AccessUnit(b"a", 9, 1100, False, 6),
+        AccessUnit(b"bc", 10, 1190, False, 4),
+    ]
+    (message,) = split_video(units, session_id=9, width=640, height=360)
+    entries = [0x91, 0x03, 2, 0xC8, 0x01, 0, 4, 2 * 10 - 1, 2 * 2 - 1]
+    assert message.body == bytes(entries) + b"k" * 200 + b"abc"
 
 
 def test_anchor() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -208,7 +208,7 @@ class FakeCamera:
             if unit.keyframe:
                 anchor = Anchor(self.session_id, unit.frame_seq, unit.capture_ns, self.utc_offset_ns)
                 data = insert_sei(data, anchor.to_bytes(), ANCHOR_UUID)
-            self.units.append(AccessUnit(data, unit.frame_seq, unit.capture_ns, unit.keyframe))
+            self.units.append(replace(unit, data=data, utc_offset_ns=self.utc_offset_ns))
         self.latents = latents(self.frames)
         self.packets = packets(self.bundle, self.session_id, self.latents) if self.bundle else []
 
@@ -234,12 +234,15 @@ class FakeCamera:
 
     def video(self, index: int) -> list[bytes]:
         """The messages of one access unit."""
+        return self.message(index, index + 1)
+
+    def message(self, start: int, end: int) -> list[bytes]:
+        """One video message with the access units from `start` to before `end`, or its fragments."""
         messages = split_video(
-            self.units[index],
+            self.units[start:end],
             session_id=self.session_id,
             width=WIDTH,
             height=HEIGHT,
-            utc_offset_ns=self.utc_offset_ns,
             max_bytes=self.max_bytes,
         )
         return [message.to_bytes() for message in messages]

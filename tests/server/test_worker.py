@@ -237,6 +237,34 @@ def test_a_gap_in_the_video_costs_the_pictures_up_to_the_next_keyframe(bundle: B
     assert bench.acks()[-1]["seq"] == 3 * GOP - 1
 
 
+def test_a_lost_message_costs_all_its_frames_and_no_others(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
+    messages = [("status", b"online"), ("birth", camera.birth())]
+    for number, start in enumerate(range(0, 3 * GOP, GOP)):
+        if number != 1:
+            messages += [("video", payload) for payload in camera.message(start, start + GOP)]
+        messages.append(("semantic", camera.packets[number].to_bytes()))
+    bench.feed(messages)
+    bench.settle()
+    rows = {seq: shown for seq, _, shown, _ in bench.rows(camera)}
+    assert rows == dict.fromkeys((*range(GOP), *range(2 * GOP, 3 * GOP)), "fused")
+    assert bench.view()["match"]["missing_video"] == GOP
+    assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+@pytest.mark.parametrize("max_bytes", [120_000, 200])
+def test_repeated_messages_with_many_frames_change_nothing(bundle: Bundle, max_bytes: int) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=2 * GOP, max_bytes=max_bytes)
+    payloads = [*camera.message(0, GOP), *camera.message(GOP, 2 * GOP)]
+    assert (len(payloads) > 2) == (max_bytes == 200)
+    packets = [("semantic", packet.to_bytes()) for packet in camera.packets]
+    bench.feed([("birth", camera.birth()), *packets, *[("video", payload) for payload in [*payloads, *payloads]]])
+    bench.settle()
+    assert [row[2] for row in bench.rows(camera)] == ["fused"] * (2 * GOP)
+    assert bench.view()["match"]["repeated_video"] == 2 * GOP
+    assert bench.acks()[-1]["seq"] == 2 * GOP - 1
+
+
 def test_h264_that_does_not_decode_is_survived(bundle: Bundle) -> None:
     bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP)
     good = camera.units[5]
@@ -257,10 +285,10 @@ def test_a_session_may_change_its_size(bundle: Bundle) -> None:
     small = access_units(GOP, 64, 48)
     later = [replace(unit, frame_seq=unit.frame_seq + 2 * GOP, capture_ns=10**9 + unit.capture_ns) for unit in small]
     for unit in later:
-        parts = split_video(unit, session_id=camera.session_id, width=64, height=48)
+        parts = split_video([unit], session_id=camera.session_id, width=64, height=48)
         messages += [("video", part.to_bytes()) for part in parts]
     wrong = replace(later[-1], frame_seq=3 * GOP, keyframe=True, data=small[0].data)
-    lying = split_video(wrong, session_id=camera.session_id, width=640, height=480)
+    lying = split_video([wrong], session_id=camera.session_id, width=640, height=480)
     bench.feed([*messages, *[("video", part.to_bytes()) for part in lying]])
     bench.settle()
     assert [row[2] for row in bench.rows(camera)] == ["fused"] * (3 * GOP) + ["none"]
