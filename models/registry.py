@@ -93,6 +93,7 @@ def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, lengt
     """SMC's two graphs, with calibration on real states and latents and integer tables fitted to real latents."""
     model = Smc(SmcConfig())
     record = load_average(run, model)
+    step = float(record.get("quality_step", 1.0))
     folder = build_cache(DataConfig(data), cache)
     encoder, decoder = SmcEncoder(model), SmcDecoder(model)
     encoder_samples: list[Sample] = []
@@ -104,13 +105,18 @@ def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, lengt
         for index, (original, lossy) in enumerate(zip(sequence["original"], sequence["lossy"], strict=True)):
             x, seen = torch.from_numpy(original[None]), torch.from_numpy(lossy[None])
             latent, next_sem, next_lossy = encoder(x, seen, states["sem"], states["lossy"])
-            z = latent.round()
+            z = (latent / step).round()
             if index in (0, 1, 5):
                 given = {"x": x, "lossy": seen, "state_sem": states["sem"], "state_lossy": states["lossy"]}
                 encoder_samples.append({key: value.numpy() for key, value in given.items()})
-                given = {"lossy": seen, "latent": z, "state_lossy": states["lossy"], "state_fuse": states["fuse"]}
+                given = {
+                    "lossy": seen,
+                    "latent": z * step,
+                    "state_lossy": states["lossy"],
+                    "state_fuse": states["fuse"],
+                }
                 decoder_samples.append({key: value.numpy() for key, value in given.items()})
-            _, _, next_fuse = decoder(seen, z, states["lossy"], states["fuse"])
+            _, _, next_fuse = decoder(seen, z * step, states["lossy"], states["fuse"])
             states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
             latents.append(z[0].numpy().astype(np.int16))
         gops.append(np.stack(latents))
@@ -121,7 +127,7 @@ def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, lengt
         "stride": STRIDE,
         "max_abs": tables.max_abs,
         "tables": "tables.safetensors",
-        "quality_steps": [1.0],
+        "quality_steps": [step],
         "config": model.config.as_dict(),
         "mean_bits_per_frame": round(estimated, 1),
     }

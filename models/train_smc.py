@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scene_edge.codec.planes import U8
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
-from scene_edge.models.layers import conv, from_packed
+from scene_edge.models.layers import conv
 from scene_edge.models.loop import Progressed, RunConfig, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
+from scene_edge.models.operating_point import choose_step, pictures
 from scene_edge.models.smc import Smc, SmcConfig
 
 GROUNDED, FREE, FULL_PRICE = 0.15, 0.35, 0.55
@@ -38,7 +38,7 @@ class SmcRun(RunConfig):
     sample_weight: float = 8.0
     machine_weight: float = 1.0
     semantic_weight: float = 1.0
-    rate_weight: float = 0.6
+    rate_weight: float = 0.5
     drop: float = 0.15
     crop: int = 256
     length: int = 3
@@ -73,8 +73,8 @@ class SmcObjective(nn.Module):
 PHI = 128
 """Channels of the detector's feature that grounds the semantics."""
 
-LATENT_STD = 2.0
-"""Spread of each latent channel when rounding begins: what was learnt without rounding survives it."""
+LATENT_STD = 0.7
+"""Spread of each latent channel, in steps, when rounding begins: half of the values are zero, the strong ones speak."""
 
 
 class SmcTraining:
@@ -98,8 +98,8 @@ class SmcTraining:
         points = []
         for crf in self.sampler.crfs:
             batch = self.sampler.sample(8, crf)
-            original = _pictures(batch.original[:, -1])
-            lossy = _pictures(batch.lossy[:, -1])
+            original = pictures(batch.original[:, -1])
+            lossy = pictures(batch.lossy[:, -1])
             with autocast():
                 seen, truth = self.machine.features(lossy), self.machine.features(original)
             loss = self.config.machine_weight * self.machine.distance(seen, truth)
@@ -111,7 +111,7 @@ class SmcTraining:
     def _measure_semantics(self) -> None:
         """Before the first step: the mean and spread of phi, and unit spread for S and S~."""
         batch = self.sampler.sample(32)
-        original, lossy = _pictures(batch.original[:, -1]), _pictures(batch.lossy[:, -1])
+        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
         phi = self.machine.features(original)[1]
         self.objective.centre.copy_(phi.mean((0, 2, 3))[:, None, None])
         self.objective.spread.copy_(phi.std((0, 2, 3))[:, None, None] + 1e-3)
@@ -123,7 +123,7 @@ class SmcTraining:
     def _scale_latent(self) -> None:
         """Once, before the first rounding: spread every channel over some steps of the quantiser."""
         batch = self.sampler.sample(16)
-        original, lossy = _pictures(batch.original[:, -1]), _pictures(batch.lossy[:, -1])
+        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
         states = self.model.states(16, *original.shape[2:])
         semantic, seen = self.model.sem_net(original, states["sem"])[0], self.model.sem_net_s(lossy, states["lossy"])[0]
         gain = LATENT_STD / self.model.sem_enc(semantic - seen).std((0, 2, 3)).clamp_min(1e-6)
@@ -147,7 +147,7 @@ class SmcTraining:
         total, figures = torch.zeros((), device=device()), {"pixel": 0.0, "machine": 0.0, "semantic": 0.0, "share": 0.0}
         for index in range(config.length):
             graded = index == config.length - 1
-            pair = _pictures(batch.original[:, index]), _pictures(batch.lossy[:, index])
+            pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
             terms, previous = self._frame(*pair, states, previous, kept, quantised, fusing, graded)
             share = (terms["bits"] / video_bits * kept[:, 0, 0, 0]).mean()
             total = total + (config.sample_weight * terms["pixel"] + price * share + terms["prior"]) / config.length
@@ -183,10 +183,11 @@ class SmcTraining:
             if not fusing:
                 return terms, torch.zeros(len(lossy), model.config.latent, *seen.shape[2:], device=lossy.device)
             latent = model.sem_enc((semantic - seen).detach()).float()
-            noisy = latent + torch.rand_like(latent) - 0.5
-            rounded = latent + (latent.round() - latent).detach() if quantised else latent
-            terms["bits"] = self.objective.prior.bits(noisy, previous)
-            terms["prior"] = self.objective.prior.bits(noisy.detach(), previous).mean() / latent[0].numel()
+            # bits of the rounded values: noise would charge silence its own entropy, and price every latent out
+            rounded = latent + (latent.round() - latent).detach()
+            terms["bits"] = self.objective.prior.bits(rounded, previous)
+            terms["prior"] = self.objective.prior.bits(rounded.detach(), previous).mean() / latent[0].numel()
+            rounded = rounded if quantised else latent
             compensated = seen.detach() + model.sem_dec(rounded * kept)
             fused, states["fuse"] = model.f_net(lossy, compensated, states["fuse"])
             terms["pixel"] = (fused.float() - original).abs().mean()
@@ -206,41 +207,10 @@ class SmcTraining:
         wanted = (truth - self.objective.centre) / self.objective.spread
         return F.smooth_l1_loss(foretold, wanted, reduction="none").mean((1, 2, 3))
 
-    @torch.no_grad()
-    def evaluate(self, batches: int = 12) -> dict[str, float]:
-        """Machine distance on fresh crops: lossy, fused without the latent, fused with it; and the latent's share."""
-        sums = {"lossy": 0.0, "fused_without_latent": 0.0, "fused": 0.0, "share": 0.0}
-        model = self.model
-        for number in range(batches):
-            crf = self.sampler.crfs[number % len(self.sampler.crfs)]
-            batch = self.sampler.sample(8, crf)
-            for kept in (0.0, 1.0):
-                states = model.states(8, self.config.crop // 4, self.config.crop // 4)
-                previous = None
-                for index in range(self.config.length):
-                    original = _pictures(batch.original[:, index])
-                    lossy = _pictures(batch.lossy[:, index])
-                    mask = torch.full((8, 1, 1, 1), kept, device=device())
-                    terms, previous = self._frame(
-                        original, lossy, states, previous, mask, True, True, index == self.config.length - 1
-                    )
-                sums["fused" if kept else "fused_without_latent"] += float(terms["machine"]) / batches
-            video_bits = torch.from_numpy(batch.video_bpp).to(device()) * self.config.crop**2
-            sums["share"] += float((terms["bits"] / video_bits).mean()) / batches
-            with autocast():
-                seen, truth = self.machine.features(lossy), self.machine.features(original)
-            sums["lossy"] += float(self.machine.distance(seen, truth).mean()) / batches
-        return {key: round(value, 4) for key, value in sums.items()}
-
 
 def _apart(first: Tensor, second: Tensor) -> Tensor:
     """Mean square distance of two semantic features, [B]; the second is the truth and learns nothing from it."""
     return (first.float() - second.detach().float()).square().mean((1, 2, 3))
-
-
-def _pictures(packed: U8) -> Tensor:
-    """Packed u8 [B, h, w, 24] as a float batch on the training device."""
-    return from_packed(torch.from_numpy(np.ascontiguousarray(packed)).to(device()))
 
 
 def torch_seeded(seed: int) -> Any:
@@ -258,6 +228,6 @@ def train(config: SmcRun) -> dict[str, Any]:
     record = training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
     record["slope"] = round(training.slope, 5)
-    record["training_clips_check"] = training.evaluate()
+    record |= choose_step(training.model, training.sampler, training.machine, training.slope, config.sample_weight)
     record["data"] = f"{len(training.sampler.entries)} clips, x264 superfast zerolatency at CRF {training.sampler.crfs}"
     return record

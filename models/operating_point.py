@@ -1,0 +1,92 @@
+"""Where a trained SMC should work: the quantiser step at which its bits buy most, measured with the integer tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scene_edge.codec.latents import LatentTables
+from scene_edge.codec.planes import U8
+from scene_edge.models.data import Batch, ClipSampler
+from scene_edge.models.layers import from_packed
+from scene_edge.models.loop import autocast, device
+from scene_edge.models.objectives import MachineDistance
+from scene_edge.models.smc import Smc
+
+STEPS = (1.0, 2.0, 3.0, 4.0, 6.0)
+"""Quantiser steps that are tried, in units of the latent as trained."""
+
+
+def pictures(packed: U8) -> Tensor:
+    """Packed u8 [B, h, w, 24] as a float batch on the training device."""
+    return from_packed(torch.from_numpy(np.ascontiguousarray(packed)).to(device()))
+
+
+@torch.no_grad()
+def choose_step(
+    model: Smc, sampler: ClipSampler, machine: MachineDistance, slope: float, sample_weight: float, batch: int = 6
+) -> dict[str, Any]:
+    """Compare quantiser steps on training crops at every CRF; returns the best and the whole table.
+
+    Of each step: `distance` of the fused picture (machine, plus weighted L1), `share` of semantic in video bits with
+    tables fitted to these very latents, and `cost` = distance + slope * ln(1 + share): a BD-rate in miniature.
+    `None` stands for no latent at all, so what the latent itself gains is told apart from plain enhancement.
+    """
+    batches = [sampler.sample(batch, crf) for crf in sampler.crfs]
+    rows = [_row(model, batches, machine, step, sample_weight) for step in (None, *STEPS)]
+    for row in rows:
+        row["cost"] = round(row["distance"] + slope * row.pop("log_share"), 5)
+    lossy = float(np.mean([_distance(machine, pictures(b.lossy[:, -1]), b, sample_weight) for b in batches]))
+    best = min(rows[1:], key=lambda row: float(row["cost"]))
+    return {"quality_step": best["step"], "steps_tried": rows, "lossy_distance": round(lossy, 5)}
+
+
+def _row(
+    model: Smc, batches: list[Batch], machine: MachineDistance, step: float | None, sample_weight: float
+) -> dict[str, Any]:
+    gops: list[NDArray[np.int16]] = []
+    video_bits: list[float] = []
+    distances = []
+    for batch in batches:
+        fused, latents = _fuse(model, batch, step)
+        distances.append(_distance(machine, fused, batch, sample_weight))
+        gops += [latents[:, index] for index in range(latents.shape[1])]
+        video_bits += [float(bpp) * fused[0, 0].numel() * 16 * latents.shape[0] for bpp in batch.video_bpp]
+    shares = np.zeros(len(gops))
+    if step is not None:
+        tables = LatentTables.fit(gops)
+        shares = np.array([tables.estimate_bits(gop) / bits for gop, bits in zip(gops, video_bits, strict=True)])
+    return {
+        "step": step,
+        "distance": round(float(np.mean(distances)), 5),
+        "share": round(float(shares.mean()), 5),
+        "log_share": float(np.log1p(shares).mean()),
+    }
+
+
+def _fuse(model: Smc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray[np.int16]]:
+    """The last fused frame of each sequence, and the integers of all frames [T, B, C, h, w]."""
+    count, length, rows, columns = batch.original.shape[:4]
+    states = model.states(count, rows, columns)
+    latents = []
+    fused = torch.zeros(0)
+    for index in range(length):
+        original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
+        with autocast():
+            semantic, states["sem"] = model.sem_net(original, states["sem"])
+            seen, states["lossy"] = model.sem_net_s(lossy, states["lossy"])
+            integers = (model.sem_enc(semantic - seen).float() / (step or 1.0)).round() * (step is not None)
+            fused, states["fuse"] = model.f_net(lossy, seen + model.sem_dec(integers * (step or 1.0)), states["fuse"])
+        latents.append(integers.clamp(-32768, 32767).cpu().numpy().astype(np.int16))
+    return fused.float().clamp(0, 1), np.stack(latents)
+
+
+def _distance(machine: MachineDistance, picture: Tensor, batch: Batch, sample_weight: float) -> float:
+    original = pictures(batch.original[:, -1])
+    with autocast():
+        far = machine.distance(machine.features(picture), machine.features(original)).mean()
+    return float(far) + sample_weight * float((picture - original).abs().mean())
