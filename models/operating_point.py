@@ -41,7 +41,8 @@ def choose_step(
     for row in rows:
         row["cost"] = round(row["distance"] + slope * row.pop("log_share"), 5)
     lossy = float(np.mean([_distance(machine, pictures(b.lossy[:, -1]), b, sample_weight) for b in batches]))
-    best = min(rows[1:], key=lambda row: float(row["cost"]))
+    least = min(float(row["cost"]) for row in rows[1:])
+    best = next(row for row in rows[1:] if float(row["cost"]) <= least * 1.001)  # ties go to the finer step
     return {"quality_step": best["step"], "steps_tried": rows, "lossy_distance": round(lossy, 5)}
 
 
