@@ -36,7 +36,7 @@ STREET_FPS = 15.0
 
 LIVE_FPS = 30.0
 POLL_S = 0.5
-SERVER_START_S = 90.0
+SERVER_START_S = 240.0
 PATIENCE = ("source.pace=steady", "mqtt.drain_s=600")
 """Settings with which a slow machine takes longer, and loses nothing."""
 

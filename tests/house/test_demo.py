@@ -69,7 +69,7 @@ def test_every_frame_of_a_file_is_committed(clip: Path, tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
