@@ -189,7 +189,7 @@ def packets(
 
 @dataclass
 class FakeCamera:
-    """One session's messages as bytes. `utc_offset_ns` makes frame 0 captured now."""
+    """One session's messages as bytes. `utc_offset_ns` says that the whole clip was captured before now."""
 
     bundle: Bundle | None
     frames: int = 2 * GOP
@@ -199,7 +199,7 @@ class FakeCamera:
     units: list[AccessUnit] = field(init=False)
     packets: list[SemanticPacket] = field(init=False)
     latents: list[NDArray[np.int16]] = field(init=False)
-    utc_offset_ns: int = field(default_factory=time.time_ns)
+    utc_offset_ns: int = field(default_factory=lambda: time.time_ns() - 10 * 10**9)
 
     def __post_init__(self) -> None:
         self.units = []
