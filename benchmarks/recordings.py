@@ -41,7 +41,11 @@ console = _report.console()
 def plays(path: Path) -> None:
     """Decode the whole file with FFmpeg's own program. Raises RunError with its complaint."""
     done = subprocess.run(
-        [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "null", "-"],
+        # the recording's own clock: at a variable rate, a guessed frame rate would give two frames one time
+        [
+            *(imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)),
+            *("-fps_mode", "passthrough", "-enc_time_base", "demux", "-f", "null", "-"),
+        ],
         capture_output=True,
         text=True,
     )
