@@ -18,9 +18,6 @@ from torch import Tensor, nn
 
 from scene_edge.codec.errors import UsageError
 
-YOLOX_FEATURES = (3, 4, 5)
-"""Which of a YOLOX's stages are compared: the backbone's outputs at strides 8, 16 and 32."""
-
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -34,16 +31,17 @@ class OnnxFeatures(nn.Module):
         graph = onnx.load(str(path)).graph
         self.input = graph.input[0].name
         self.outputs = tuple(outputs)
-        self.constants: dict[str, Tensor] = {}
-        self.lists: dict[str, list[int]] = {}
+        self.shapes: dict[str, Tensor] = {}  # integers that say where to slice; they stay on the CPU
+        self.weights: dict[str, str] = {}  # name in the graph -> name of the buffer, which follows `.to(device)`
         for tensor in graph.initializer:
-            array = numpy_helper.to_array(tensor)
-            value = torch.from_numpy(array.copy())
+            value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
             if value.dtype == torch.int64:
-                self.lists[tensor.name] = value.flatten().tolist()
-            else:
-                self.register_buffer("c_" + tensor.name.replace(".", "_").replace(":", "_"), value)
-            self.constants[tensor.name] = value
+                self.shapes[tensor.name] = value
+                continue
+            if value.dim() == 4:  # channels-last weights make bf16 on a CPU several times faster
+                value = value.to(memory_format=torch.channels_last)
+            self.weights[tensor.name] = f"weight_{len(self.weights)}"
+            self.register_buffer(self.weights[tensor.name], value)
         self.nodes = _needed(list(graph.node), set(outputs))
         unknown = {node.op_type for node in self.nodes} - set(_OPERATORS)
         if unknown:
@@ -51,16 +49,16 @@ class OnnxFeatures(nn.Module):
                 f"{path} uses operators not understood here", got=sorted(unknown), allowed=sorted(_OPERATORS)
             )
         self.attributes = [_attributes(node) for node in self.nodes]
-        for node in self.nodes:  # channels-last weights make bf16 on a CPU several times faster
-            if node.op_type == "Conv":
-                self.constants[node.input[1]] = self.constants[node.input[1]].to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         values: dict[str, Tensor] = {self.input: x}
         for node, attributes in zip(self.nodes, self.attributes, strict=True):
-            arguments = [values[name] if name in values else self.constants.get(name) for name in node.input]
+            arguments = [values[name] if name in values else self._constant(name) for name in node.input]
             values[node.output[0]] = _OPERATORS[node.op_type](arguments, attributes)
         return [values[name] for name in self.outputs]
+
+    def _constant(self, name: str) -> Tensor | None:
+        return getattr(self, self.weights[name]) if name in self.weights else self.shapes.get(name)
 
 
 def _needed(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
