@@ -310,7 +310,10 @@ def watch(demo: Demo, console: Console) -> None:
         if time.monotonic() - said_at >= 5:
             said_at = time.monotonic()
             ledger = demo.view.get("ledger", {})
-            console.print(f"captured {ledger.get('captured')}, committed {ledger.get('committed')}", highlight=False)
+            if ledger.get("captured") is None:
+                console.print("the camera opens its networks", highlight=False)
+            else:
+                console.print(f"captured {ledger['captured']}, committed {ledger['committed']}", highlight=False)
 
 
 def summary(report: dict[str, Any]) -> str:
