@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.metrics import Boxes
 from scene_edge.codec.errors import FormatError, SourceError
@@ -97,6 +98,22 @@ def mot_truth(clip: Clip, width: int) -> dict[int, Boxes] | None:
         if flag:
             rows[int(frame) - 1].append((int(identity), [x * scale, y * scale, (x + w) * scale, (y + h) * scale]))
     return {frame: Boxes.of([box for _, box in found], [name for name, _ in found]) for frame, found in rows.items()}
+
+
+def has_masks(clip: Clip) -> bool:
+    """Whether one object of the clip is annotated sample by sample."""
+    return clip.path.with_suffix(".masks").is_dir()
+
+
+def object_mask(clip: Clip, frame: int, width: int, height: int) -> NDArray[np.bool_]:
+    """The annotated object of a frame, as a mask [height, width]. Raises SourceError where the frame has none."""
+    from PIL import Image
+
+    paths = sorted(clip.path.with_suffix(".masks").glob("*.png"))
+    if not 0 <= frame < len(paths):
+        raise SourceError(f"{clip.name} has no mask of this frame", got=frame, allowed=f"0..{len(paths) - 1}")
+    with Image.open(paths[frame]) as picture:
+        return np.asarray(picture.convert("L").resize((width, height), Image.Resampling.NEAREST)) > 127
 
 
 def mask_truth(clip: Clip, width: int) -> dict[int, Boxes] | None:
