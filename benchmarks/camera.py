@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks import _report
 from benchmarks.camera_run import WARM_UP
 from benchmarks.clips import find_clips
-from benchmarks.systems import SYSTEMS, parts_of
+from benchmarks.systems import CAMERA_SYSTEMS, parts_of
 from scene_edge.codec.errors import RunError, SourceError
 from scene_edge.codec.media import read_video
 
@@ -78,7 +78,7 @@ def run(
     frames: Annotated[int, typer.Option(min=1, help="Frames that count, after a short warm-up.")] = 150,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each system; the median is shown.")] = 3,
     profile: Annotated[str, typer.Option(help="Device profile.")] = "cpu",
-    systems: Annotated[str, typer.Option(help="x264 is always among them.")] = ",".join(SYSTEMS),
+    systems: Annotated[str, typer.Option(help="x264 is always among them.")] = ",".join(CAMERA_SYSTEMS),
     zoo: Annotated[Path | None, typer.Option(help="Folder of scene-s and smc-s; default: the shipped ones.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Inference threads; default: the profile's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
@@ -103,8 +103,8 @@ def run(
                 console.print(f"run {turn + 1} of {repeats}: {name}", highlight=False)
                 task = {"profile": profile, "threads": threads, "path": str(path), "size": size, "fps": source.fps}
                 task["zoo"] = None if zoo is None else str(zoo.resolve())
-                scene, semantics = parts_of(name)
-                runs[name].append(run_apart(system=name, scene=scene, semantics=semantics, **task))
+                parts = parts_of(name)
+                runs[name].append(run_apart(system=name, scene=parts.scene, semantics=parts.semantics, **task))
     results = {name: median_of(found) for name, found in runs.items()}
     show(results, size, console)
     report |= {

@@ -126,6 +126,51 @@ def bd_quality(anchor: Curve, test: Curve, method: Method = "pchip") -> Delta:
     return Delta(*_delta(curves[0], curves[1], method, "rate range"))
 
 
+def ironed(curve: Curve) -> Curve:
+    """The same points with the quality made to rise, for who asks where a noisy curve has a value."""
+    return Curve(curve.rates_kbps, monotone(curve.quality))
+
+
+def rate_at(curve: Curve, quality: float, steps: int = 400) -> float | None:
+    """The least rate in kbit/s at which the curve, ironed, has this quality; None where it never does, or always."""
+    if not _is_curve(curve):
+        return None
+    rates = np.geomspace(curve.rates_kbps[0], curve.rates_kbps[-1], steps)
+    values = PchipInterpolator(np.log(curve.rates_kbps), monotone(curve.quality))(np.log(rates))
+    if not values[0] <= quality <= values[-1]:
+        return None
+    after = max(1, int(np.searchsorted(values, quality)))
+    return float(np.interp(quality, values[after - 1 : after + 1], rates[after - 1 : after + 1]))
+
+
+def quality_at(curve: Curve, rate_kbps: float) -> float | None:
+    """The quality at a rate, between the points as they are; None outside them."""
+    if not _is_curve(curve) or not curve.rates_kbps[0] <= rate_kbps <= curve.rates_kbps[-1]:
+        return None
+    return float(PchipInterpolator(np.log(curve.rates_kbps), curve.quality)(np.log(rate_kbps)))
+
+
+def _is_curve(curve: Curve) -> bool:
+    return len(curve.rates_kbps) >= 2 and bool((np.diff(curve.rates_kbps) > 0).all())
+
+
+def worst_rate(anchor: Curve, test: Curve, steps: int = 64) -> float | None:
+    """The rate at which `test` loses most against `anchor` (or gains least); None without rates in common."""
+    if not len(anchor.rates_kbps) or not len(test.rates_kbps):
+        return None
+    low = max(anchor.rates_kbps[0], test.rates_kbps[0])
+    high = min(anchor.rates_kbps[-1], test.rates_kbps[-1])
+    if low >= high:
+        return None
+    points = np.concatenate([np.geomspace(low, high, steps)[1:-1], anchor.rates_kbps, test.rates_kbps])
+    gains = []
+    for rate in points[(points >= low) & (points <= high)]:
+        mine, theirs = quality_at(test, float(rate)), quality_at(anchor, float(rate))
+        if mine is not None and theirs is not None:
+            gains.append((mine - theirs, float(rate)))
+    return min(gains)[1] if gains else None
+
+
 @dataclass(frozen=True)
 class Interval:
     """A percentile bootstrap interval; `defined` is the part of the draws in which the statistic existed."""
@@ -135,20 +180,28 @@ class Interval:
     defined: float
 
 
+def resamples(clips: int, *, seed: int, draws: int = 1000) -> list[list[int]]:
+    """Indexes of clips drawn anew with replacement. None at all for fewer than three clips.
+
+    Frames of one clip are no independent sample, so they are never resampled.
+    """
+    if clips < 3:
+        return []
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, clips, clips).tolist() for _ in range(draws)]
+
+
+def interval(results: Sequence[float | None], *, level: float = 0.95) -> Interval | None:
+    """The interval of a statistic over resamples; None without any, or where most of them leave it undefined."""
+    values = [value for value in results if value is not None]
+    if not values or len(values) * 2 < len(results):
+        return None
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), len(values) / len(results))
+
+
 def bootstrap(
     statistic: Callable[[Sequence[int]], float | None], clips: int, *, seed: int, draws: int = 1000, level: float = 0.95
 ) -> Interval | None:
-    """Interval of `statistic(clip indexes)` when the clips are drawn anew with replacement.
-
-    None for fewer than three clips, or where the statistic is undefined in more than half of the draws: frames of
-    one clip are no independent sample, so they are never resampled.
-    """
-    if clips < 3:
-        return None
-    generator = np.random.default_rng(seed)
-    results = [statistic(generator.integers(0, clips, clips).tolist()) for _ in range(draws)]
-    values = [value for value in results if value is not None]
-    if len(values) * 2 < draws:
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), len(values) / draws)
+    """Interval of `statistic(clip indexes)`; see `resamples` and `interval` for when there is none."""
+    return interval([statistic(drawn) for drawn in resamples(clips, seed=seed, draws=draws)], level=level)

@@ -1,6 +1,6 @@
 """One measurement of rate against accuracy: a clip through one system at one quality, scored; runs in a worker process.
 
-The original pictures are a system of their own (`ORIGINAL`): its boxes are the reference that agreement is with, and
+The original pictures are a system of their own (`ORIGINAL`): its verdicts are the reference that agreement is with, and
 its scores are the ceiling that no bitrate can lift.
 """
 
@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.clips import Clip, mask_truth, mot_truth
+from benchmarks import held_out
+from benchmarks.clips import Clip, has_masks, mask_truth, mot_truth, object_mask
+from benchmarks.held_out import FastestDet
 from benchmarks.metrics import IOU, Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
 from benchmarks.quality import picture_quality
+from benchmarks.segmentation import Labels, Segmenter, score_labels
 from benchmarks.systems import Coding, run_system
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import Planes
@@ -25,6 +29,8 @@ from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.detector import open_detector
 from scene_edge.server.analytics.seams import Detector
 from scene_edge.server.analytics.tracker import ByteTracker
+
+_Labelled: TypeAlias = tuple[dict[int, Labels], dict[int, NDArray[np.bool_]]]
 
 ORIGINAL = "original"
 
@@ -50,6 +56,9 @@ class Settings:
     track_stride: int
     quality_stride: int
     detector: Path
+    held_out: Path
+    """A judge that no network of ours is trained towards, see `held_out`."""
+    segmenter: Path
     action_bundles: Mapping[str, str]
     """Category of action clips -> name or folder of the bundle that recognises them."""
 
@@ -97,6 +106,9 @@ def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
         record |= {"bytes": output.bytes, "ms": output.ms}
     if clip.has_boxes:
         record |= _score_boxes(clip, settings, pictures, reference, fps)
+        record |= _score_held_out(settings, clip, pictures, reference)
+    if has_masks(clip):
+        record["segmentation"] = _segment(clip, settings, pictures)
     if clip.is_action:
         record["action"] = _recognise(clip, settings, pictures)
         record["action"]["reference"] = (reference or record)["action"]["predicted"]
@@ -121,6 +133,16 @@ def _recogniser(bundle: str) -> ClipRecogniser:
     return open_recogniser(bundle, threads=1)
 
 
+@lru_cache(maxsize=1)
+def _held_out(path: Path) -> FastestDet:
+    return FastestDet(path)
+
+
+@lru_cache(maxsize=1)
+def _segmenter(path: Path) -> Segmenter:
+    return Segmenter(path)
+
+
 def _boxes(found: Detections) -> Boxes:
     return Boxes(found.boxes.astype(np.float64), found.classes, found.scores.astype(np.float64))
 
@@ -131,12 +153,7 @@ def _score_boxes(
     detector, stride = _detector(settings.detector), settings.stride(clip)
     found = {frame: detector.detect(pictures[frame]).folded() for frame in range(0, len(pictures), stride)}
     boxes = {frame: _boxes(detections) for frame, detections in found.items()}
-    record: dict[str, Any] = {}
-    if reference is None:
-        record["detections"] = {frame: _to_json(seen) for frame, seen in boxes.items()}
-    else:
-        theirs = {int(frame): _from_json(seen) for frame, seen in reference["detections"].items()}
-        record["agreement"] = asdict(_total(boxes, theirs))
+    record = _agree("", boxes, reference, CONFIDENT)
     truth = mot_truth(clip, pictures[0].width)
     if truth is not None:
         record["truth"] = _score_people(truth, boxes)
@@ -147,9 +164,46 @@ def _score_boxes(
     return record
 
 
-def _total(found: Mapping[int, Boxes], truth: Mapping[int, Boxes]) -> Counts:
+def _score_held_out(
+    settings: Settings, clip: Clip, pictures: Sequence[Planes], reference: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Agreement alone, on the frames where agreement is scored without tracks."""
+    detector = _held_out(settings.held_out)
+    frames = range(0, len(pictures), settings.detect_stride)
+    boxes = {frame: _boxes(detector.detect(pictures[frame]).folded()) for frame in frames}
+    return _agree("_held_out", boxes, reference, held_out.CONFIDENT)
+
+
+def _agree(
+    judge: str, boxes: Mapping[int, Boxes], reference: Mapping[str, Any] | None, confident: float
+) -> dict[str, Any]:
+    """The boxes themselves for an original, else their agreement with those."""
+    if reference is None:
+        return {f"detections{judge}": {frame: _to_json(seen) for frame, seen in boxes.items()}}
+    theirs = {int(frame): _from_json(seen) for frame, seen in reference[f"detections{judge}"].items()}
+    return {f"agreement{judge}": asdict(_total(boxes, theirs, confident))}
+
+
+@lru_cache(maxsize=1)
+def _reference_labels(clip: Clip, width: int, limit: int | None, stride: int, network: Path) -> _Labelled:
+    """Label maps of the originals and the annotated masks at their size; cheaper to make again than to store."""
+    labels = _labels(network, _load(clip, width, limit)[0], stride)
+    return labels, {frame: object_mask(clip, frame, *seen.shape[::-1]) for frame, seen in labels.items()}
+
+
+def _labels(network: Path, pictures: Sequence[Planes], stride: int) -> dict[int, Labels]:
+    return {frame: _segmenter(network).labels(pictures[frame]) for frame in range(0, len(pictures), stride)}
+
+
+def _segment(clip: Clip, settings: Settings, pictures: Sequence[Planes]) -> dict[str, Any]:
+    network, stride = settings.segmenter, settings.detect_stride
+    reference, masks = _reference_labels(clip, settings.width(clip), settings.limit, stride, network)
+    return score_labels(_labels(network, pictures, stride), reference, masks)
+
+
+def _total(found: Mapping[int, Boxes], truth: Mapping[int, Boxes], confident: float = CONFIDENT) -> Counts:
     none = Boxes.of([])
-    pairs = [(boxes.above(CONFIDENT), truth.get(frame, none).above(CONFIDENT)) for frame, boxes in found.items()]
+    pairs = [(boxes.above(confident), truth.get(frame, none).above(confident)) for frame, boxes in found.items()]
     return sum((count_matches(*pair) for pair in pairs), Counts())
 
 

@@ -8,17 +8,32 @@ from typing import Any
 
 PANELS = (
     ("boxes", "agreement", "box agreement with the original, F1 %"),
+    ("boxes", "agreement_held_out", "the same by a judge never trained against, F1 %"),
     ("mot", "f1_truth", "people against ground truth, F1 %"),
     ("mot", "mota", "MOTA %"),
     ("mot", "idf1", "IDF1 %"),
+    ("vos", "mean_iou", "segmentation, agreement with the original, mIoU %"),
+    ("vos", "mask_iou", "segmentation against masks, IoU %"),
     ("action_arid", "top1", "actions at night, top-1 %"),
     ("action_fight", "top1", "fights, top-1 %"),
+    ("action_arid", "top1_agreement", "actions at night, agreement with the original, %"),
+    ("action_fight", "top1_agreement", "fights, agreement with the original, %"),
     ("pictures", "vmaf", "VMAF"),
     ("pictures", "vmaf_neg", "VMAF NEG"),
     ("pictures", "ms_ssim", "MS-SSIM"),
 )
 
-COLOURS = {"x264": "#444444", "scene": "#1f77b4", "smc": "#2ca02c", "both": "#d62728"}
+COLOURS = {
+    "x264": "#444444",
+    "scene": "#1f77b4",
+    "fnet": "#98df8a",
+    "smc": "#2ca02c",
+    "both": "#d62728",
+    "x264-veryfast": "#9a9a9a",
+    "x265": "#ff7f0e",
+    "svtav1": "#9467bd",
+    "vvenc": "#8c564b",
+}
 """One colour for one system, in every plot."""
 
 

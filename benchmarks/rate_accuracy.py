@@ -1,8 +1,9 @@
-"""Bitrate against accuracy: x264 alone, with SCENE, with SMC and with both, on the development clips.
+"""Bitrate against accuracy on the development clips: x264 alone, with SCENE, F-Net, SMC, both; and other codecs.
 
     python -m benchmarks.rate_accuracy --clips mot --crfs 31,37,43 --systems x264,both --limit 60
 
-Every byte is counted. Every measurement is one line of OUT/records.jsonl, so an interrupted run goes on where it was.
+Every byte is counted. Every measurement is one line of OUT/records.jsonl, so an interrupted run goes on where it was;
+several runs with other clips or systems may write to one file at a time, and whichever runs last reports them all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,14 +24,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from benchmarks import _report
-from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips
+from benchmarks import _report, held_out
+from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips, has_masks
 from benchmarks.measure import CONFIDENT, ORIGINAL, Job, Settings, measure
 from benchmarks.metrics import IOU
 from benchmarks.plots import draw
-from benchmarks.summary import summarise
-from benchmarks.systems import SYSTEMS, Coding, bundle_digests
+from benchmarks.summary import ANCHOR, summarise
+from benchmarks.systems import SYSTEMS, Coding, bundle_digests, parts_of
 from benchmarks.tables import show
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError, SceneEdgeError
@@ -73,7 +75,8 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
         for name, bundle in settings.action_bundles.items()
         if any(clip.category == name for clip in clips)
     }
-    coders = {system: bundle_digests(system, settings.coding.zoo) for system in systems}
+    judges = [digest_of(str(path)) for path in (settings.held_out, settings.segmenter)]
+    coders = {system: coder_of(system, settings.coding) for system in systems}
 
     def job(clip: Clip, system: str, crf: int | None) -> Job:
         shape: dict[str, Any] = {
@@ -82,9 +85,11 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
             "stride": settings.stride(clip) if clip.has_boxes else None,
             "judge": detector if clip.has_boxes else actions.get(clip.category),
         }
+        if clip.has_boxes:
+            shape["judges"] = judges
         if crf is not None:
-            coder = [crf, settings.coding.gop, settings.coding.preset, coders[system]]
-            shape |= {"coder": coder, "quality_stride": None if clip.is_action else settings.quality_stride}
+            shape["coder"] = coders[system](crf)
+            shape["quality_stride"] = None if clip.is_action else settings.quality_stride
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
         return Job(f"{clip.name}|{system}|{crf}|{digest}", clip, system, crf, settings)
 
@@ -94,28 +99,49 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
     )
 
 
+def coder_of(system: str, coding: Coding) -> Callable[[int], list[Any]]:
+    """Rung -> all that shapes what a system makes of the same pictures. Raises BundleError or ConfigError."""
+    codec = parts_of(system).codec
+    if codec is not None:
+        return lambda crf: [crf, coding.gop, codec.arguments(crf, coding.gop)]
+    digests = bundle_digests(system, coding)
+    quality = [] if coding.semantic_quality is None or not parts_of(system).semantics else [coding.semantic_quality]
+    return lambda crf: [crf, coding.gop, coding.preset, digests, *quality]
+
+
 class Records:
-    """The lines measured so far, by key. A line that a crash cut short is measured again."""
+    """The lines measured so far, by key. A line that a crash cut short is measured again.
+
+    Several processes may add to one file: a line is one write to a file opened for appending.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.by_key: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+        self.read()
+        if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            self._append(b"\n")
+
+    def read(self) -> None:
+        """Take what stands in the file, whoever wrote it."""
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
             self.by_key[record["key"]] = record
-        if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            with path.open("a") as file:
-                file.write("\n")
 
     def add(self, record: dict[str, Any]) -> None:
         self.by_key[record["key"]] = record
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(json.dumps(record).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.key not in self.by_key]
@@ -124,17 +150,24 @@ class Records:
         return [self.by_key[job.key] for job in jobs if job.key in self.by_key]
 
 
+CODEC_COST = {"x264-veryfast": 25, "x265": 55, "svtav1": 35, "vvenc": 450}
+"""Milliseconds of one core for a million samples, decoding included; VVenC at mid rates, which it spends by the bit."""
+
+
 def expected_cost(job: Job) -> float:
     """Rough milliseconds of one core: for the order of magnitude of what is left, nothing else."""
-    settings, clip = job.settings, job.clip
+    settings, clip, parts = job.settings, job.clip, SYSTEMS.get(job.system)
     frames, megapixels = settings.frames(clip), settings.width(clip) ** 2 * clip.height / clip.width / 1e6
     cost = 0.0
-    if job.crf is not None:
-        scene, semantics = SYSTEMS[job.system]
-        cost += frames * megapixels * (10 + 45 * scene + 95 * semantics)
+    if job.crf is not None and parts is not None:
+        cost += frames * megapixels * CODEC_COST.get(job.system, 10)
+        cost += frames * megapixels * (45 * parts.scene + 50 * parts.semantics + 45 * parts.fusion)
         cost += 0 if clip.is_action else frames / settings.quality_stride * megapixels * 100
     if clip.has_boxes:
-        cost += frames / settings.stride(clip) * 45 * (2 if clip.width >= 1.5 * clip.height else 1)
+        tiles = 2 if clip.width >= 1.5 * clip.height else 1
+        cost += frames / settings.stride(clip) * 45 * tiles + frames / settings.detect_stride * 10 * tiles
+    if has_masks(clip):
+        cost += frames / settings.detect_stride * 150
     return cost + 100
 
 
@@ -221,18 +254,32 @@ def _single_threaded() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def show_costs(jobs: Sequence[Job]) -> None:
+    """Expected minutes of one core by system and category, for who wants to split a run."""
+    categories = sorted({job.clip.category for job in jobs})
+    table = Table(title="minutes of one core, roughly", title_justify="left")
+    for title in ("system", *categories, "all"):
+        table.add_column(title, justify="left" if title == "system" else "right")
+    for system in dict.fromkeys(job.system for job in jobs):
+        mine = [job for job in jobs if job.system == system]
+        parts = [[job for job in mine if job.clip.category == category] for category in categories]
+        table.add_row(system, *(f"{sum(map(expected_cost, part)) / 60_000:.1f}" for part in (*parts, mine)))
+    console.print(table)
+
+
 def described(settings: Settings) -> dict[str, Any]:
     """The settings for the report: of paths no more than the name."""
     plain = asdict(settings)
     coding = {key: value for key, value in plain.pop("coding").items() if key not in ("crf", "zoo")}
-    return {**plain, **coding, "detector": settings.detector.name, "confident": CONFIDENT, "iou": IOU}
+    files = {name: plain[name].name for name in ("detector", "held_out", "segmenter")}
+    return {**plain, **coding, **files, "confident": CONFIDENT, "confident_held_out": held_out.CONFIDENT, "iou": IOU}
 
 
 def run(
     clips: Annotated[
         str, typer.Option(help="Categories or patterns, comma separated: mot, vos/park*, action_*.")
     ] = "*",
-    crfs: Annotated[str, typer.Option(help="Constant qualities of x264; five or more for Bjontegaard deltas.")] = (
+    crfs: Annotated[str, typer.Option(help="CRFs of x264; other codecs take what costs about as much.")] = (
         "27,31,35,39,43,47"
     ),
     systems: Annotated[str, typer.Option(help="Which systems to compare.")] = ",".join(SYSTEMS),
@@ -243,9 +290,13 @@ def run(
     track_stride: Annotated[int, typer.Option(min=1, help="The same where tracks are scored.")] = 2,
     quality_stride: Annotated[int, typer.Option(min=1, help="VMAF and MS-SSIM of every so many frames.")] = 5,
     gop: Annotated[int, typer.Option(min=1, help="Frames from keyframe to keyframe, for all systems.")] = 30,
-    preset: Annotated[str, typer.Option(help="Preset of x264, for all systems.")] = "superfast",
-    zoo: Annotated[Path | None, typer.Option(help="Folder of scene-s and smc-s; default: the shipped ones.")] = None,
+    preset: Annotated[str, typer.Option(help="Preset of the camera's x264.")] = "superfast",
+    zoo: Annotated[Path | None, typer.Option(help="Folder of the bundles; default: the shipped ones.")] = None,
+    smc: Annotated[str | None, typer.Option(help="SMC bundle, by name or folder; default: the camera's.")] = None,
+    semantic_quality: Annotated[int | None, typer.Option(help="Quality step of SMC; default: the camera's.")] = None,
+    anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = ANCHOR,
     detector: Annotated[Path | None, typer.Option(help="YOLOX-style ONNX; default: yolox_nano of the data.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and measure nothing.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of records.jsonl, report.json and plot.png.")] = Path(
@@ -257,7 +308,7 @@ def run(
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     report = _report.envelope("rate_accuracy", seed=seed)
     settings = Settings(
-        coding=Coding(gop=gop, preset=preset, zoo=zoo),
+        coding=Coding(gop=gop, preset=preset, zoo=zoo, smc=smc, semantic_quality=semantic_quality),
         limit=limit,
         detect_width=detect_width,
         action_width=action_width,
@@ -265,6 +316,8 @@ def run(
         track_stride=track_stride,
         quality_stride=quality_stride,
         detector=detector or data_folder() / "models" / "yolox_nano.onnx",
+        held_out=data_folder() / "models" / "FastestDet.onnx",
+        segmenter=data_folder() / "models" / "deeplabv3_mnv2_pascal_uint8.tflite",
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
     )
     chosen = find_clips([part.strip() for part in clips.split(",")])
@@ -273,6 +326,9 @@ def run(
     records = Records(out / "records.jsonl")
     todo = records.missing(plan.originals), records.missing(plan.coded)
     console.print(f"{len(plan.coded) - len(todo[1])} of {len(plan.coded)} measurements are there already")
+    if estimate:
+        show_costs([*todo[0], *todo[1]])
+        return
     started_s = time.monotonic()
     meter = Meter([*todo[0], *todo[1]])
     try:
@@ -283,15 +339,20 @@ def run(
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
+    records.read()
     measured = records.of(plan.originals) + records.of(plan.coded)
     report |= {
         "settings": described(settings),
-        "bundles": {name: bundle_digests(name, zoo) for name in names},
+        "anchor": anchor,
+        "bundles": {name: bundle_digests(name, settings.coding) for name in names},
+        "codecs": {name: coder_of(name, settings.coding)(35)[-1] for name in names if parts_of(name).codec},
         "wall_s": round(time.monotonic() - started_s, 1),
         "measured_now": len(todo[0]) + len(todo[1]) - len(failures),
         "failures": failures,
-        "groups": summarise(measured, seed=seed),
-        "records": [{key: value for key, value in record.items() if key != "detections"} for record in measured],
+        "groups": summarise(measured, seed=seed, anchor=anchor),
+        "records": [
+            {key: value for key, value in record.items() if not key.startswith("detections")} for record in measured
+        ],
     }
     show(report["groups"], console)
     draw(report["groups"], out / "plot.png")

@@ -1,119 +1,41 @@
-"""From records of single measurements to rates, scores and Bjontegaard deltas of groups of clips. Pure arithmetic."""
+"""From records of single measurements to rates, scores and gains of groups of clips. Pure arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from benchmarks.clips import ACTION_SETS, BOX_SETS
-from benchmarks.curves import Curve, Delta, Interval, bd_quality, bd_rate, bootstrap
-from benchmarks.metrics import Counts
+from benchmarks.curves import (
+    Curve,
+    Delta,
+    Interval,
+    bd_quality,
+    bd_rate,
+    interval,
+    ironed,
+    quality_at,
+    rate_at,
+    resamples,
+    worst_rate,
+)
+from benchmarks.groups import BYTE_KINDS, GROUPS, Group, Metric, Record, kbps
 from benchmarks.systems import SYSTEMS
 
-Record: TypeAlias = Mapping[str, Any]
-
 ANCHOR = "x264"
+
+BESIDE_ANCHOR = (("fnet", "smc"),)
+"""(anchor, system) that are compared as well: what the semantics gain over F-Net alone."""
 
 DRAWS = 400
 """Bootstrap draws behind each interval."""
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of a set of records, or None; `per_clip` metrics are compared clip by clip, the others pooled."""
-
-    name: str
-    title: str
-    of: Callable[[Sequence[Record]], float | None]
-    per_clip: bool = False
-    digits: int = 1
+ANCHOR_KEEPS = 0.7
+"""Part of the original's score; where the anchor keeps as much, the other systems are asked what they keep."""
 
 
-def _f1(section: str) -> Callable[[Sequence[Record]], float | None]:
-    def pooled(records: Sequence[Record]) -> float | None:
-        counts = [
-            Counts(record[section]["tp"], record[section]["fp"], record[section]["fn"])
-            for record in records
-            if section in record
-        ]
-        f1 = sum(counts, Counts()).f1
-        return None if f1 is None else 100 * f1
-
-    return pooled
-
-
-def _mask_recall(records: Sequence[Record]) -> float | None:
-    recall = sum((Counts(**record["masks"]) for record in records if "masks" in record), Counts()).recall
-    return None if recall is None else 100 * recall
-
-
-def _mean(section: str, key: str, scale: float = 1.0) -> Callable[[Sequence[Record]], float | None]:
-    def mean(records: Sequence[Record]) -> float | None:
-        values = [record[section][key] for record in records if section in record]
-        known = [value for value in values if value is not None]
-        return scale * sum(known) / len(known) if known else None
-
-    return mean
-
-
-def _share(wanted: str) -> Callable[[Sequence[Record]], float | None]:
-    """Percentage of action clips whose predicted class equals the record's `wanted` one."""
-
-    def share(records: Sequence[Record]) -> float | None:
-        actions = [record["action"] for record in records if "action" in record]
-        hits = sum(action["predicted"] is not None and action["predicted"] == action[wanted] for action in actions)
-        return 100 * hits / len(actions) if actions else None
-
-    return share
-
-
-AGREEMENT = Metric("agreement", "F1 agreement %", _f1("agreement"))
-MASKS = Metric("mask_recall", "mask recall %", _mask_recall)
-TRACKING = (
-    Metric("f1_truth", "F1 truth %", _f1("truth")),
-    Metric("ap50", "AP50 %", _mean("truth", "ap50", 100)),
-    Metric("mota", "MOTA %", _mean("tracking", "mota", 100)),
-    Metric("idf1", "IDF1 %", _mean("tracking", "idf1", 100)),
-)
-PICTURE = (
-    Metric("vmaf", "VMAF", _mean("quality", "vmaf"), per_clip=True),
-    Metric("vmaf_neg", "VMAF NEG", _mean("quality", "vmaf_neg"), per_clip=True),
-    Metric("ms_ssim", "MS-SSIM", _mean("quality", "ms_ssim"), per_clip=True, digits=4),
-)
-ACTION = (Metric("top1", "top-1 %", _share("label")), Metric("kept", "kept %", _share("reference")))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Clips that are reported together, and what is reported of them."""
-
-    name: str
-    title: str
-    categories: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-
-
-GROUPS = (
-    Group("boxes", "boxes, all clips with people or vehicles", BOX_SETS, (AGREEMENT,)),
-    Group("mot", "street with ground truth (mot)", ("mot",), (AGREEMENT, *TRACKING, *PICTURE)),
-    Group("vos", "moving camera (vos)", ("vos",), (AGREEMENT, MASKS, *PICTURE)),
-    Group("traffic", "traffic", ("traffic",), (AGREEMENT, *PICTURE)),
-    Group("pedestrian", "pedestrian", ("pedestrian",), (AGREEMENT, *PICTURE)),
-    Group("pictures", "picture quality, all but the action clips", (*BOX_SETS, "natural", "codec"), PICTURE),
-    *(Group(name, f"actions, {name.partition('_')[2]}", (name,), ACTION) for name in ACTION_SETS),
-)
-
-BYTE_KINDS = ("video", "semantic", "sei", "overhead")
-
-
-def kbps(records: Sequence[Record], kind: str = "total") -> float:
-    """Bits of the clips over the seconds they last, in 1000 bit/s."""
-    return float(sum(r["bytes"][kind] for r in records) * 8 / 1000 / sum(r["seconds"] for r in records))
-
-
-def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
-    """One entry a group that has clips: points of each system, scores of the originals, deltas against the anchor."""
+def summarise(records: Sequence[Record], *, seed: int, anchor: str = ANCHOR) -> list[dict[str, Any]]:
+    """One entry a group that has clips: points of each system, scores of the originals, gains over the anchor."""
     summary = []
     for group in GROUPS:
         mine = [record for record in records if record["category"] in group.categories]
@@ -123,20 +45,19 @@ def summarise(records: Sequence[Record], *, seed: int) -> list[dict[str, Any]]:
         originals = [record for record in mine if record["crf"] is None and record["clip"] not in incomplete]
         present = {record["system"] for record in coded}
         systems = [system for system in SYSTEMS if system in present]
+        pairs = [(anchor, system) for system in systems if system != anchor and anchor in systems]
+        pairs += [pair for pair in BESIDE_ANCHOR if {*pair} <= present and pair[0] != anchor]
+        sample = _Sample.of(coded, originals, seed)
         summary.append(
             {
                 "group": group.name,
                 "title": group.title,
-                "clips": len({record["clip"] for record in coded}),
+                "clips": len(sample.clips),
                 "incomplete": incomplete,
                 "original": {metric.name: metric.of(originals) for metric in group.metrics},
                 "points": [point for system in systems for point in _points(group, coded, system)],
-                "deltas": [
-                    _compare(metric, coded, system, seed)
-                    for system in systems
-                    if system != ANCHOR and ANCHOR in systems
-                    for metric in group.metrics
-                ],
+                "semantic_share": {system: share for system in systems if (share := _share_at_mid(coded, system))},
+                "deltas": [entry for metric in group.metrics for entry in _compare(metric, sample, pairs)],
             }
         )
     return summary
@@ -165,69 +86,142 @@ def _points(group: Group, coded: Sequence[Record], system: str) -> list[dict[str
     return points
 
 
-_ByClip: TypeAlias = Mapping[str, Sequence[Record]]
+def _share_at_mid(coded: Sequence[Record], system: str) -> dict[str, float] | None:
+    """Percent of all bits that the semantics take at the middle rung; None for a system without any."""
+    mine = [record for record in coded if record["system"] == system]
+    rungs = sorted({record["crf"] for record in mine})
+    counts = [record["bytes"] for record in mine if record["crf"] == rungs[len(rungs) // 2]]
+    total, semantic = (sum(count[kind] for count in counts) for kind in ("total", "semantic"))
+    if not semantic:
+        return None
+    carried = semantic + sum(count.get("semantic_overhead", 0) for count in counts)
+    return {"crf": rungs[len(rungs) // 2], "percent": 100 * semantic / total, "with_messages": 100 * carried / total}
 
 
-def _curve(metric: Metric, clips: Sequence[str], by_clip: _ByClip) -> Curve:
-    """The pooled curve of these clips (a clip may come more than once)."""
-    at: dict[int, list[Record]] = {}
-    for clip in clips:
-        for record in by_clip[clip]:
-            at.setdefault(record["crf"], []).append(record)
-    return Curve.of([kbps(records) for records in at.values()], [metric.of(records) for records in at.values()])
+@dataclass(frozen=True)
+class _Sample:
+    """The records of one group by system and clip, and the draws of its clips: first all, then each resample."""
 
+    clips: list[str]
+    coded: Mapping[str, Mapping[str, Sequence[Record]]]
+    originals: Mapping[str, Record]
+    draws: list[list[str]]
 
-def _compare(metric: Metric, coded: Sequence[Record], system: str, seed: int) -> dict[str, Any]:
-    """Deltas of one metric, on the clips that both systems have coded."""
-    sides: list[dict[str, list[Record]]] = [{}, {}]
-    for side, name in zip(sides, (ANCHOR, system), strict=True):
+    @classmethod
+    def of(cls, coded: Sequence[Record], originals: Sequence[Record], seed: int) -> _Sample:
+        by_system: dict[str, dict[str, list[Record]]] = {}
         for record in coded:
-            if record["system"] == name:
-                side.setdefault(record["clip"], []).append(record)
-    clips = sorted(sides[0].keys() & sides[1].keys())
-    entry: dict[str, Any] = {"metric": metric.name, "system": system, "clips": len(clips)}
-    for name, function in (("bd_rate_percent", bd_rate), ("bd_score", bd_quality)):
-        delta, interval = _delta_of(metric, function, clips, sides[0], sides[1], seed)
-        entry[name] = {
-            "value": delta.value,
-            "reason": delta.reason,
-            "overlap": delta.overlap,
-            "repaired": delta.repaired,
-            "interval95": [interval.low, interval.high] if interval else None,
-        }
-    return entry
+            by_system.setdefault(record["system"], {}).setdefault(record["clip"], []).append(record)
+        clips = sorted({record["clip"] for record in coded})
+        drawn = [[clips[i] for i in draw] for draw in resamples(len(clips), seed=seed, draws=DRAWS)]
+        return cls(clips, by_system, {record["clip"]: record for record in originals}, [clips, *drawn])
+
+    def curve(self, metric: Metric, system: str, clips: Sequence[str]) -> Curve:
+        """The pooled curve of these clips (a clip may come more than once)."""
+        at: dict[int, list[Record]] = {}
+        for clip in clips:
+            for record in self.coded[system][clip]:
+                at.setdefault(record["crf"], []).append(record)
+        return Curve.of([kbps(records) for records in at.values()], [metric.of(records) for records in at.values()])
+
+    def ceiling(self, metric: Metric, clips: Sequence[str]) -> float | None:
+        """The best score there can be on these clips."""
+        if metric.ceiling is not None:
+            return metric.ceiling
+        return metric.of([self.originals[clip] for clip in clips if clip in self.originals])
 
 
-def _delta_of(
-    metric: Metric,
-    function: Callable[[Curve, Curve], Delta],
-    clips: Sequence[str],
-    anchor: _ByClip,
-    test: _ByClip,
-    seed: int,
-) -> tuple[Delta, Interval | None]:
-    def pooled(chosen: Sequence[str]) -> Delta:
-        return function(_curve(metric, chosen, anchor), _curve(metric, chosen, test))
+_Pair: TypeAlias = tuple[Curve, Curve]
+"""The anchor's curve and the other's, of the same draw."""
 
-    if not metric.per_clip:
-        delta = pooled(clips)
-        if delta.value is None:
-            return delta, None
-        return delta, bootstrap(
-            lambda drawn: pooled([clips[i] for i in drawn]).value, len(clips), seed=seed, draws=DRAWS
-        )
-    deltas = [pooled([clip]) for clip in clips]
-    values = [delta.value for delta in deltas if delta.value is not None]
-    reasons = sorted({delta.reason for delta in deltas if delta.reason})
+
+def _compare(metric: Metric, sample: _Sample, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Gains of one metric for each (anchor, system)."""
+    draws = [[clip] for clip in sample.clips] if metric.per_clip else sample.draws
+    curves = {
+        system: [sample.curve(metric, system, draw) for draw in draws]
+        for system in sorted({s for p in pairs for s in p})
+    }
+    entries = []
+    for anchor, system in pairs:
+        drawn = list(zip(curves[anchor], curves[system], strict=True))
+        entry: dict[str, Any] = {"metric": metric.name, "anchor": anchor, "system": system, "clips": len(sample.clips)}
+        for name, function in (("bd_rate_percent", bd_rate), ("bd_score", bd_quality)):
+            delta, band = _by_clip(function, drawn, sample) if metric.per_clip else _pooled(function, drawn)
+            entry[name] = {
+                "value": delta.value,
+                "reason": delta.reason,
+                "overlap": delta.overlap,
+                "repaired": delta.repaired,
+                "interval95": _pair_of(band),
+            }
+        if not metric.per_clip:
+            entry["kept"] = _kept(drawn, [sample.ceiling(metric, draw) for draw in draws])
+            entry["worst"] = _worst(drawn)
+        entries.append(entry)
+    return entries
+
+
+_DeltaOf: TypeAlias = Callable[[Curve, Curve], Delta]
+
+
+def _pooled(function: _DeltaOf, drawn: Sequence[_Pair]) -> tuple[Delta, Interval | None]:
+    delta = function(*drawn[0])
+    return delta, None if delta.value is None else interval([function(*pair).value for pair in drawn[1:]])
+
+
+def _by_clip(function: _DeltaOf, drawn: Sequence[_Pair], sample: _Sample) -> tuple[Delta, Interval | None]:
+    """The mean of the deltas of single clips, over those for which there is one."""
+    deltas = [function(*pair) for pair in drawn]
+    known = {clip: delta for clip, delta in zip(sample.clips, deltas, strict=True) if delta.value is not None}
+    values = {clip: delta.value for clip, delta in known.items() if delta.value is not None}
+    reasons = "; ".join(sorted({delta.reason for delta in deltas if delta.reason}))
     if not values:
-        return Delta(None, "; ".join(reasons)), None
-    known = [delta for delta in deltas if delta.value is not None]
+        return Delta(None, reasons), None
     mean = Delta(
-        sum(values) / len(values),
-        f"undefined for {len(deltas) - len(values)} of {len(deltas)} clips: {'; '.join(reasons)}" if reasons else "",
-        min(delta.overlap for delta in known),
-        max(delta.repaired for delta in known),
+        sum(values.values()) / len(values),
+        f"undefined for {len(deltas) - len(values)} of {len(deltas)} clips: {reasons}" if reasons else "",
+        min(delta.overlap for delta in known.values()),
+        max(delta.repaired for delta in known.values()),
     )
-    return mean, bootstrap(
-        lambda drawn: sum(values[i] for i in drawn) / len(drawn), len(values), seed=seed, draws=DRAWS
-    )
+    return mean, interval([_mean(values[clip] for clip in draw if clip in values) for draw in sample.draws[1:]])
+
+
+def _kept(drawn: Sequence[_Pair], ceilings: Sequence[float | None]) -> dict[str, Any]:
+    """Percent of the original's score that the system keeps at the rate where the anchor keeps ANCHOR_KEEPS."""
+
+    def at(pair: _Pair, ceiling: float | None) -> tuple[float | None, float | None]:
+        rate = rate_at(pair[0], ANCHOR_KEEPS * ceiling) if ceiling else None
+        score = quality_at(ironed(pair[1]), rate) if rate is not None else None
+        return rate, 100 * score / ceiling if score is not None and ceiling else None
+
+    rate, percent = at(drawn[0], ceilings[0])
+    values = [at(pair, ceiling)[1] for pair, ceiling in zip(drawn[1:], ceilings[1:], strict=True)]
+    reason = "" if percent is not None else f"not measured where the anchor keeps {ANCHOR_KEEPS:.0%}"
+    if rate is None:
+        reason = f"the anchor never keeps just {ANCHOR_KEEPS:.0%}"
+    band = None if percent is None else interval(values)
+    return {"kbps": rate, "value": percent, "reason": reason, "interval95": _pair_of(band)}
+
+
+def _worst(drawn: Sequence[_Pair]) -> dict[str, Any]:
+    """The system's score minus the anchor's where that is least; the interval is that of the same rate."""
+    rate = worst_rate(*drawn[0])
+    if rate is None:
+        return {"kbps": None, "value": None, "reason": "no rates in common", "interval95": None}
+
+    def gain(pair: _Pair) -> float | None:
+        mine, theirs = quality_at(pair[1], rate), quality_at(pair[0], rate)
+        return None if mine is None or theirs is None else mine - theirs
+
+    band = interval([gain(pair) for pair in drawn[1:]])
+    return {"kbps": rate, "value": gain(drawn[0]), "reason": "", "interval95": _pair_of(band)}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return sum(known) / len(known) if known else None
+
+
+def _pair_of(band: Interval | None) -> list[float] | None:
+    return None if band is None else [band.low, band.high]

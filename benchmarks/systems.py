@@ -1,24 +1,27 @@
-"""The systems that are compared (x264 alone, with SCENE, with SMC, with both): pictures in, pictures and bytes out.
+"""The systems that are compared: pictures in, pictures and bytes out.
 
-Everything but SCENE and SMC is the same for all: encoder, preset, GOP, SEI, transport.
+Ours (x264 alone, with SCENE, with SMC, with both, with F-Net but no semantics) share encoder, preset, GOP, SEI and
+transport. Other codecs share GOP, transport and the bytes of an anchor for each keyframe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from benchmarks.codecs import CODECS, Codec, code_video
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, RunError
 from scene_edge.codec.identity import AccessUnit
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.sei import UTC_UNKNOWN
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import split_video
 from scene_edge.edge.batch import VideoBatch, Waiting
-from scene_edge.edge.clip import EncodedClip, encode_clip
+from scene_edge.edge.clip import EncodedClip, encode_clip, with_anchor
 from scene_edge.edge.config import CameraConfig, MqttConfig
 from scene_edge.edge.networks import Networks, open_networks
 from scene_edge.edge.settings import load_config
@@ -26,8 +29,28 @@ from scene_edge.edge.wire import publish_overhead
 from scene_edge.server.fusion import FusionDecoder
 from scene_edge.server.recording import DecodeReport, decode_clip
 
-SYSTEMS = MappingProxyType({"x264": (False, False), "scene": (True, False), "smc": (False, True), "both": (True, True)})
-"""Name -> (SCENE on, SMC on)."""
+
+@dataclass(frozen=True)
+class System:
+    """Which parts of ours run. `fusion` without `semantics` is what a server does that gets no packets."""
+
+    scene: bool = False
+    semantics: bool = False
+    fusion: bool = False
+    codec: Codec | None = None
+    """What codes the video in place of the camera's x264."""
+
+
+SYSTEMS: Mapping[str, System] = MappingProxyType(
+    {
+        "x264": System(),
+        "scene": System(scene=True),
+        "fnet": System(fusion=True),
+        "smc": System(semantics=True, fusion=True),
+        "both": System(scene=True, semantics=True, fusion=True),
+        **{name: System(codec=codec) for name, codec in CODECS.items()},
+    }
+)
 
 SESSION_ID = 1
 """The same for every run, so that the same settings give the same bytes."""
@@ -36,27 +59,39 @@ UTC_OFFSET_NS = 1_790_000_000_000_000_000
 """Any that is not 0: it costs what a known UTC costs."""
 
 
+_SLICE = b"\x00\x00\x00\x01\x65\x88"
+"""The least that an anchor can stand before."""
+
+
 @dataclass(frozen=True)
 class Output:
-    """What the server sees. bytes: video, semantic, sei, overhead, total; ms: mean per frame of each stage."""
+    """What the server sees. bytes: video, semantic, sei, overhead, total, and of the overhead what carries semantics;
+    ms: mean per frame of each stage."""
 
     pictures: list[Planes]
     bytes: dict[str, int]
     ms: dict[str, float]
 
 
+CAMERA_SYSTEMS = ("x264", "scene", "smc", "both")
+"""Those that differ in what the camera does, and run on it."""
+
+
 @dataclass(frozen=True)
 class Coding:
-    """What all systems share: quality, GOP and preset of x264, and where bundles lie (None: the shipped ones)."""
+    """What systems share: rung and GOP, x264's preset, and where bundles lie (None: the shipped ones)."""
 
     crf: int = 30
     gop: int = 30
     preset: str = "superfast"
     zoo: Path | None = None
+    smc: str | None = None
+    """Name or folder of the SMC bundle, and the index of its quality; None: the camera's default."""
+    semantic_quality: int | None = None
 
 
-def parts_of(system: str) -> tuple[bool, bool]:
-    """(SCENE on, SMC on). Raises ConfigError for a system that there is not."""
+def parts_of(system: str) -> System:
+    """Raises ConfigError for a system that there is not."""
     if system not in SYSTEMS:
         raise ConfigError("no such system", got=system, allowed=", ".join(SYSTEMS))
     return SYSTEMS[system]
@@ -64,10 +99,10 @@ def parts_of(system: str) -> tuple[bool, bool]:
 
 def camera_config(system: str, coding: Coding) -> CameraConfig:
     """The `cpu` profile, whatever the environment says, with one thread in each stage. Raises ConfigError."""
-    scene, semantics = parts_of(system)
+    parts = parts_of(system)
     overrides: dict[str, object] = {
-        "scene.enabled": scene,
-        "semantics.enabled": semantics,
+        "scene.enabled": parts.scene,
+        "semantics.enabled": parts.semantics,
         "scene.threads": 1,
         "semantics.threads": 1,
         "video.encoder": "libx264",
@@ -78,51 +113,96 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
     }
     if coding.zoo is not None:
         overrides["bundles.zoo"] = coding.zoo.resolve()
+    if coding.smc is not None:
+        overrides["semantics.bundle"] = coding.smc
+    if coding.semantic_quality is not None:
+        overrides["semantics.quality"] = coding.semantic_quality
     texts = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
     return load_config("cpu", overrides=texts, environment={})
 
 
-def bundle_digests(system: str, zoo: Path | None = None) -> dict[str, str]:
+def bundle_digests(system: str, coding: Coding) -> dict[str, str]:
     """Name -> digest of the bundles that a system uses. Raises BundleError where one is missing."""
-    config = camera_config(system, Coding(zoo=zoo))
-    used = [network.bundle for network in (config.scene, config.semantics) if network.enabled]
-    return {name: Bundle.open(name, zoo=zoo).digest.hex() for name in used}
+    config, parts = camera_config(system, coding), parts_of(system)
+    used = [config.scene.bundle] * parts.scene + [config.semantics.bundle] * parts.fusion
+    return {name: Bundle.open(name, zoo=coding.zoo).digest.hex() for name in used}
 
 
 @lru_cache(maxsize=4)
-def _networks(system: str, zoo: Path | None, width: int, height: int) -> Networks:
-    """Opened once for each size; the quality of the video does not concern them."""
-    return open_networks(camera_config(system, Coding(zoo=zoo)), width, height, strict=True)
+def _networks(system: str, coding: Coding, width: int, height: int) -> Networks:
+    """Opened once for each size; the rung of the video does not concern them."""
+    return open_networks(camera_config(system, coding), width, height, strict=True)
 
 
 def encode(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> EncodedClip:
-    networks = _networks(system, coding.zoo, pictures[0].width, pictures[0].height)
+    """What a camera of ours makes of the pictures. Raises BundleError or EngineError where a network does not open."""
+    networks = _networks(system, replace(coding, crf=Coding.crf), pictures[0].width, pictures[0].height)
     return encode_clip(pictures, fps, camera_config(system, coding), networks=networks, session_id=SESSION_ID)
 
 
 @lru_cache(maxsize=4)
-def _fusion(bundle: str, zoo: Path | None, width: int, height: int) -> FusionDecoder:
+def fusion_decoder(bundle: str, zoo: Path | None, width: int, height: int) -> FusionDecoder:
+    """A server's decoder in one thread, opened once for each size."""
     return FusionDecoder(Bundle.open(bundle, zoo=zoo), width, height, threads=1)
+
+
+def decoder_for(clip: EncodedClip, coding: Coding) -> FusionDecoder:
+    """The decoder that belongs to a clip coded with SMC, or that F-Net alone would use on it."""
+    return fusion_decoder(camera_config("smc", coding).semantics.bundle, coding.zoo, clip.width, clip.height)
+
+
+def fuse_without_semantics(
+    lossy: Sequence[Planes], units: Sequence[AccessUnit], decoder: FusionDecoder
+) -> list[Planes]:
+    """The pictures of a server that knows the bundle and gets no packet."""
+    return [decoder.fuse(picture, None, unit.keyframe) for picture, unit in zip(lossy, units, strict=True)]
 
 
 def run_system(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> Output:
     """Encode, put on the wire, decode and fuse. Raises RunError if a picture or a packet was lost on the way."""
+    parts = parts_of(system)
+    if parts.codec is not None:
+        clip, seen = run_codec(parts.codec, pictures, fps, coding)
+        return Output(seen, clip.bytes | _wire(clip), clip.ms)
     clip = encode(system, pictures, fps, coding)
-    semantics = camera_config(system, coding).semantics
     report = DecodeReport()
-    if semantics.enabled:
-        decoder = _fusion(semantics.bundle, coding.zoo, clip.width, clip.height)
-        seen = decode_clip(clip, decoder=decoder, report=report)
+    if parts.semantics:
+        seen = decode_clip(clip, decoder=decoder_for(clip, coding), report=report)
     else:
         seen = decode_clip(clip, lossy=True, report=report)
-    if report.faults or len(seen) != len(pictures) or report.fused != len(pictures) * semantics.enabled:
+    if report.faults or len(seen) != len(pictures) or report.fused != len(pictures) * parts.semantics:
         raise RunError(
             f"{system} lost something without any loss on the way",
             got=f"{len(seen)} of {len(pictures)} pictures, {report.fused} fused, faults {dict(report.faults)}",
         )
-    counts = clip.bytes | {"overhead": transport_bytes(clip)}
-    counts["total"] = sum(counts[kind] for kind in ("video", "semantic", "sei", "overhead"))
-    return Output(seen, counts, clip.ms)
+    if parts.fusion and not parts.semantics:
+        seen = fuse_without_semantics(seen, clip.access_units, decoder_for(clip, coding))
+    return Output(seen, clip.bytes | _wire(clip), clip.ms)
+
+
+def run_codec(codec: Codec, pictures: Sequence[Planes], fps: float, coding: Coding) -> tuple[EncodedClip, list[Planes]]:
+    """Another codec's video as if a camera of ours sent it: as many bytes as an anchor has stand at each keyframe.
+
+    In HEVC and VVC it would be a byte more, AV1's metadata OBU is about as long.
+    """
+    video = code_video(codec, pictures, fps, coding.crf, coding.gop)
+    marked = [replace(unit, data=unit.data + bytes(_anchor_bytes(unit))) for unit in video.units]
+    counts = {"video": sum(len(unit.data) for unit in video.units), "semantic": 0}
+    counts["sei"] = sum(len(unit.data) for unit in marked) - counts["video"]
+    size = pictures[0].width, pictures[0].height
+    return EncodedClip(SESSION_ID, *size, fps, marked, [], [], counts, video.ms), video.pictures
+
+
+def _anchor_bytes(unit: AccessUnit) -> int:
+    """What an anchor of this picture takes in H.264; none but at a keyframe."""
+    return len(with_anchor(replace(unit, data=_SLICE), 0, SESSION_ID, "keyframe", UTC_UNKNOWN).data) - len(_SLICE)
+
+
+def _wire(clip: EncodedClip) -> dict[str, int]:
+    """The counts that the transport adds, and the total."""
+    overhead = transport_bytes(clip)
+    total = overhead + sum(clip.bytes[kind] for kind in ("video", "semantic", "sei"))
+    return {"overhead": overhead, "semantic_overhead": semantic_overhead(clip), "total": total}
 
 
 def transport_bytes(clip: EncodedClip) -> int:
@@ -138,10 +218,13 @@ def transport_bytes(clip: EncodedClip) -> int:
         for message in split_video(units, session_id=clip.session_id, width=clip.width, height=clip.height):
             size = len(message.to_bytes())
             total += size + publish_overhead(topics.video, size, 1, tls=False)
-    total -= sum(len(unit.data) for unit in clip.access_units)
-    for packet in clip.packets:
-        total += publish_overhead(topics.semantic, len(packet.to_bytes()), 1, tls=False)
-    return total
+    return total + semantic_overhead(clip) - sum(len(unit.data) for unit in clip.access_units)
+
+
+def semantic_overhead(clip: EncodedClip) -> int:
+    """The part of `transport_bytes` that carries the semantic packets."""
+    topic = Topics("camera-1").semantic
+    return sum(publish_overhead(topic, len(packet.to_bytes()), 1, tls=False) for packet in clip.packets)
 
 
 def _batches(clip: EncodedClip) -> Iterator[list[AccessUnit]]:

@@ -8,17 +8,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.summary import BYTE_KINDS, GROUPS, Group
+from benchmarks.groups import BYTE_KINDS, GROUPS, Group
+from benchmarks.summary import ANCHOR_KEEPS
 
 
 def show(groups: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Two tables for each group: every point, then the Bjontegaard deltas against x264 alone."""
+    """For each group: every point, what semantics cost at mid rates, then the gains over the anchor."""
     known = {group.name: group for group in GROUPS}
     for entry in groups:
         group = known[entry["group"]]
         console.print(_points(entry, group))
         if entry["incomplete"]:
             console.print(f"left out, not measured in full: {', '.join(entry['incomplete'])}", highlight=False)
+        for system, share in entry["semantic_share"].items():
+            console.print(
+                f"{system}: semantics are {share['percent']:.1f} % of all bits at CRF {share['crf']}, "
+                f"{share['with_messages']:.1f} % with what carries them"
+            )
         if entry["deltas"]:
             console.print(_deltas(entry, group))
 
@@ -48,24 +54,40 @@ def _points(entry: Mapping[str, Any], group: Group) -> Table:
 
 
 def _deltas(entry: Mapping[str, Any], group: Group) -> Table:
-    table = Table(title="against x264 alone; [95 % over clips], none for fewer than three clips", title_justify="left")
-    for title in ("system", "metric", "rate at equal score, %", "score at equal rate", "overlap", "note"):
-        table.add_column(title, justify="right" if title in ("overlap",) else "left")
+    table = Table(title="gains; [95 % over clips], none for fewer than three clips", title_justify="left")
+    for title in ("system", "against", "metric", "rate at equal score, %", "score at equal rate", "overlap"):
+        table.add_column(title, justify="right" if title == "overlap" else "left")
+    table.add_column(f"% kept where the other keeps {ANCHOR_KEEPS:.0%}, at kbit/s")
+    table.add_column("least gain, at kbit/s")
+    table.add_column("note")
     titles = {metric.name: metric for metric in group.metrics}
     for delta in entry["deltas"]:
         metric, rate, score = titles[delta["metric"]], delta["bd_rate_percent"], delta["bd_score"]
-        notes = [rate["reason"]] if rate["reason"] else []
+        kept, worst = delta.get("kept"), delta.get("worst")
+        notes = [found["reason"] for found in (rate, kept) if found and found["reason"]]
         if rate["value"] is not None and rate["repaired"] > 0:
             notes.append(f"noise of {rate['repaired']:.0%} of the range ironed out")
         table.add_row(
             delta["system"],
+            delta["anchor"],
             metric.title,
             _signed(rate, 1),
             _signed(score, metric.digits),
             f"{rate['overlap']:.0%}",
+            _at_rate(kept, metric.digits, "{:.{}f}"),
+            _at_rate(worst, metric.digits, "{:+.{}f}"),
             "; ".join(notes),
         )
     return table
+
+
+def _at_rate(found: Mapping[str, Any] | None, digits: int, form: str) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    band = found["interval95"]
+    shown = form.format(found["value"], digits)
+    interval = "" if band is None else f" [{form.format(band[0], digits)}, {form.format(band[1], digits)}]"
+    return f"{shown}{interval} at {found['kbps']:.0f}"
 
 
 def _signed(delta: Mapping[str, Any], digits: int) -> str:

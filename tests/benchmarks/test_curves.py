@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.curves import Curve, Interval, Method, bd_quality, bd_rate, bootstrap, monotone
+from benchmarks.curves import (
+    Curve,
+    Interval,
+    Method,
+    bd_quality,
+    bd_rate,
+    bootstrap,
+    interval,
+    monotone,
+    quality_at,
+    rate_at,
+    resamples,
+    worst_rate,
+)
 from scene_edge.codec.errors import FormatError
 
 RATES = [100.0, 180.0, 320.0, 560.0, 1000.0]
@@ -118,3 +131,38 @@ def test_bootstrap_is_silent_where_it_would_mislead() -> None:
     partly = bootstrap(lambda clips: 1.0 if clips[0] else None, 10, seed=0)
     assert partly is not None
     assert partly.defined == pytest.approx(0.9, abs=0.05)
+
+
+def test_rate_and_quality_are_each_others_inverse_on_the_points_and_between() -> None:
+    curve = Curve.of(RATES, QUALITY)
+    assert rate_at(curve, 70.0) == pytest.approx(320, rel=0.01)
+    assert quality_at(curve, 320.0) == pytest.approx(70)
+    between = rate_at(curve, 64.0)
+    assert between is not None
+    assert quality_at(curve, between) == pytest.approx(64, abs=0.5)
+
+
+def test_outside_the_points_nothing_is_made_up() -> None:
+    curve = Curve.of(RATES, QUALITY)
+    assert rate_at(curve, 39.9) is None
+    assert rate_at(curve, 85.1) is None
+    assert quality_at(curve, 99.0) is None
+    assert quality_at(Curve.of([100.0], [1.0]), 100.0) is None
+
+
+def test_the_worst_rate_is_where_most_is_lost() -> None:
+    anchor = Curve.of(RATES, QUALITY)
+    dented = Curve.of(RATES, [40.0, 58.0, 61.0, 79.0, 85.0])
+    assert worst_rate(anchor, dented) == pytest.approx(320, rel=0.1)
+    assert worst_rate(anchor, Curve.of([rate * 100 for rate in RATES], QUALITY)) is None
+    assert worst_rate(anchor, Curve.of([], [])) is None
+
+
+def test_resamples_are_of_clips_and_repeat() -> None:
+    assert resamples(2, seed=0) == []
+    drawn = resamples(5, seed=1, draws=7)
+    assert len(drawn) == 7
+    assert {len(clips) for clips in drawn} == {5}
+    assert drawn == resamples(5, seed=1, draws=7)
+    assert interval([]) is None
+    assert interval([None, None, 1.0]) is None

@@ -13,7 +13,7 @@ from benchmarks import rate_accuracy
 from benchmarks.clips import Clip
 from benchmarks.measure import ORIGINAL, Settings
 from benchmarks.plots import draw
-from benchmarks.rate_accuracy import Records, expected_cost, make_plan
+from benchmarks.rate_accuracy import Records, expected_cost, make_plan, show_costs
 from benchmarks.summary import summarise
 from benchmarks.systems import Coding
 from benchmarks.tables import show
@@ -51,6 +51,7 @@ def records() -> list[dict[str, Any]]:
 def test_a_cheaper_system_is_cheaper_by_that_much() -> None:
     groups = {entry["group"]: entry for entry in summarise(records(), seed=0)}
     assert set(groups) == {"boxes", "vos", "pictures", "action_arid"}
+    assert groups["vos"]["semantic_share"]["both"]["crf"] == 35
     for group, metric in (("boxes", "agreement"), ("vos", "vmaf"), ("pictures", "vmaf_neg")):
         (delta,) = [entry for entry in groups[group]["deltas"] if entry["metric"] == metric]
         assert delta["bd_rate_percent"]["value"] == pytest.approx(-25, abs=0.1)
@@ -59,6 +60,46 @@ def test_a_cheaper_system_is_cheaper_by_that_much() -> None:
     assert first["kbps"]["total"] == pytest.approx(100)
     assert first["scores"]["agreement"] == pytest.approx(100 * 180 / 195)
     assert groups["vos"]["original"]["mask_recall"] == pytest.approx(75)
+
+
+def test_what_is_kept_where_the_anchor_falls_and_the_worst_point() -> None:
+    found = {}
+    for entry in summarise(records(), seed=0):
+        for delta in entry["deltas"]:
+            found[entry["group"], delta["metric"]] = delta
+    assert found["vos", "agreement"]["worst"]["value"] > 0
+    assert found["vos", "agreement"]["kept"]["reason"] == "the anchor never keeps just 70%"
+    assert "kept" not in found["vos", "vmaf"], "picture quality is compared clip by clip"
+    assert found["action_arid", "top1"]["kept"]["value"] is None, "the originals were not recognised"
+    # x264 falls from all three clips at 60 kbit/s to two at 40: 70 % lies between, and a cheaper system keeps more.
+    kept = found["action_arid", "top1_agreement"]["kept"]
+    assert 40 < kept["kbps"] < 60
+    assert kept["value"] > 80
+    assert kept["interval95"][0] >= 70
+    assert found["action_arid", "top1_agreement"]["worst"]["interval95"] is not None
+
+
+def test_a_system_that_loses_somewhere_is_told_where() -> None:
+    altered = records()
+    for record in altered:
+        if record["system"] == "both" and record["crf"] == 27 and "agreement" in record:
+            record["agreement"] = {"tp": 40, "fp": 10, "fn": 5}
+    (group,) = [entry for entry in summarise(altered, seed=0) if entry["group"] == "vos"]
+    (delta,) = [entry for entry in group["deltas"] if entry["metric"] == "agreement"]
+    assert delta["worst"]["value"] == pytest.approx(100 * 80 / 95 - 100 * 90 / 97.5, abs=25)
+    assert delta["worst"]["value"] < 0
+    assert 60 < delta["worst"]["kbps"] <= 80
+
+
+def test_another_anchor_and_the_semantics_own_gain() -> None:
+    shifted = [
+        record | {"system": {"x264": "fnet", "both": "smc"}.get(record["system"], record["system"])}
+        for record in records()
+    ]
+    pairs = {(d["anchor"], d["system"]) for d in summarise(shifted, seed=0)[0]["deltas"]}
+    assert pairs == {("fnet", "smc")}
+    renamed = {(d["anchor"], d["system"]) for d in summarise(records(), seed=0, anchor="both")[0]["deltas"]}
+    assert renamed == {("both", "x264")}
 
 
 def test_what_nobody_measured_is_undefined_and_not_zero() -> None:
@@ -99,6 +140,17 @@ def test_records_survive_a_line_cut_short(tmp_path: Path) -> None:
     assert set(Records(path).by_key) == {"a", "b"}
 
 
+def test_several_processes_may_add_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    first, second = Records(path), Records(path)
+    first.add({"key": "a"})
+    second.add({"key": "b"})
+    first.add({"key": "c"})
+    assert set(second.by_key) == {"b"}
+    second.read()
+    assert set(second.by_key) == {"a", "b", "c"}
+
+
 @pytest.fixture
 def clip(tmp_path: Path) -> Clip:
     path = tmp_path / "street.mp4"
@@ -116,6 +168,8 @@ def settings(**changes: Any) -> Settings:
         "track_stride": 2,
         "quality_stride": 5,
         "detector": Path("none.onnx"),
+        "held_out": Path(__file__),
+        "segmenter": Path(__file__),
         "action_bundles": {},
     }
     return Settings(**(base | changes))
@@ -123,25 +177,40 @@ def settings(**changes: Any) -> Settings:
 
 def test_a_key_changes_with_whatever_shapes_the_numbers(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        rate_accuracy, "bundle_digests", lambda system, zoo: {"scene-s": "11"} if system == "scene" else {}
+        rate_accuracy, "bundle_digests", lambda system, coding: {"scene-s": "11"} if system == "scene" else {}
     )
     plain = make_plan([clip], ["x264", "scene"], [31, 39], settings())
     assert not plain.originals, "nothing is detected on a clip without people"
     assert len({job.key for job in plain.coded}) == 4
-    codings = [{"coding": Coding(gop=60)}, {"coding": Coding(preset="fast")}]
+    codings: list[dict[str, Any]] = [{"coding": Coding(gop=60)}, {"coding": Coding(preset="fast")}]
     for changes in (*codings, {"limit": 50}, {"detect_width": 640}, {"quality_stride": 1}):
         other = make_plan([clip], ["x264", "scene"], [31, 39], settings(**changes))
         assert not {job.key for job in plain.coded} & {job.key for job in other.coded}, changes
     monkeypatch.setattr(
-        rate_accuracy, "bundle_digests", lambda system, zoo: {"scene-s": "22"} if system == "scene" else {}
+        rate_accuracy, "bundle_digests", lambda system, coding: {"scene-s": "22"} if system == "scene" else {}
     )
     retrained = make_plan([clip], ["x264", "scene"], [31, 39], settings())
     same = {job.key for job in plain.coded} & {job.key for job in retrained.coded}
     assert {key.split("|")[1] for key in same} == {"x264"}
 
 
+def test_a_codecs_key_holds_its_options_and_not_our_preset(clip: Clip) -> None:
+    plain = make_plan([clip], ["x265"], [31, 39], settings())
+    preset = make_plan([clip], ["x265"], [31, 39], settings(coding=Coding(preset="fast")))
+    assert [job.key for job in plain.coded] == [job.key for job in preset.coded]
+    longer = make_plan([clip], ["x265"], [31, 39], settings(coding=Coding(gop=60)))
+    assert not {job.key for job in plain.coded} & {job.key for job in longer.coded}
+
+
+def test_costs_are_told_by_system(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(rate_accuracy, "console", Console(file=out, width=120))
+    show_costs(make_plan([clip], ["x264", "vvenc"], [31], settings()).coded)
+    assert {"x264", "vvenc", "natural"} <= set(out.getvalue().split())
+
+
 def test_cost_rises_with_the_work(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system, zoo: {})
+    monkeypatch.setattr(rate_accuracy, "bundle_digests", lambda system, coding: {})
     jobs = make_plan([clip], ["x264", "scene", "smc", "both"], [31], settings()).coded
     costs = [expected_cost(job) for job in jobs]
     assert costs == sorted(costs)

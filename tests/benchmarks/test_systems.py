@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.systems import SYSTEMS, Coding, camera_config, encode, parts_of, run_system, transport_bytes
+from benchmarks.systems import (
+    SYSTEMS,
+    Coding,
+    camera_config,
+    encode,
+    parts_of,
+    run_system,
+    transport_bytes,
+)
 from scene_edge.codec.bundle import shipped_bundles
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.planes import Planes
@@ -28,7 +36,10 @@ def pictures(count: int = 6, width: int = 128, height: int = 96) -> list[Planes]
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) -> None:
-    wanted = {name for name, used in zip(("scene-s", "smc-s"), parts_of(system), strict=True) if used}
+    parts = parts_of(system)
+    if parts.codec is not None:
+        pytest.importorskip("imageio_ffmpeg")
+    wanted = {name for name, used in (("scene-s", parts.scene), ("smc-s", parts.fusion)) if used}
     if not wanted <= set(shipped_bundles()):
         pytest.skip(f"this needs the bundles {', '.join(sorted(wanted))} in models/zoo")
     originals = pictures()
@@ -36,9 +47,20 @@ def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) ->
     again = run_system(system, originals, 25.0, Coding(crf=35, gop=4))
     assert [(p.width, p.height) for p in first.pictures] == [(128, 96)] * 6
     assert first.bytes["total"] == sum(first.bytes[kind] for kind in ("video", "semantic", "sei", "overhead"))
-    assert (first.bytes["semantic"] > 0) == parts_of(system)[1]
+    assert (first.bytes["semantic"] > 0) == parts.semantics
+    assert (0 < first.bytes["semantic_overhead"] < first.bytes["overhead"]) == parts.semantics
+    plain = run_system("x264", originals, 25.0, Coding(crf=35, gop=4))
+    assert first.bytes["sei"] == plain.bytes["sei"], "the same anchors for all"
     assert first.bytes == again.bytes
     assert all(np.array_equal(one.y, other.y) for one, other in zip(first.pictures, again.pictures, strict=True))
+
+
+def test_f_net_without_semantics_costs_what_x264_costs_and_shows_something_else() -> None:
+    if "smc-s" not in shipped_bundles():
+        pytest.skip("this needs the bundle smc-s in models/zoo")
+    plain, fused = (run_system(system, pictures(), 25.0, Coding(crf=43, gop=4)) for system in ("x264", "fnet"))
+    assert plain.bytes == fused.bytes
+    assert any(not np.array_equal(one.y, other.y) for one, other in zip(plain.pictures, fused.pictures, strict=True))
 
 
 def test_transport_by_hand() -> None:
@@ -59,8 +81,9 @@ def test_transport_by_hand() -> None:
 
 def test_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCENE_EDGE_VIDEO__CRF", "12")
-    config = camera_config("both", Coding(crf=33))
+    config = camera_config("both", Coding(crf=33, smc="smc-m", semantic_quality=2))
     assert config.video.crf == 33
+    assert (config.semantics.bundle, config.semantics.quality) == ("smc-m", 2)
     assert config.scene.enabled
     assert config.semantics.enabled
     assert config.semantics.threads == 1
