@@ -16,7 +16,9 @@ class Trainable(str, Enum):
     """What can be trained."""
 
     scene = "scene"
-    smc = "smc"
+    smc_s = "smc-s"
+    smc_m = "smc-m"
+    smc_paper = "smc-paper"
     detector = "detector"
     action = "action"
 
@@ -34,7 +36,7 @@ def train(
 ) -> None:
     """Train a network on real clips; interrupt it and start it again as you like.
 
-    Example: scene-edge train smc --data ../shared/data --max-minutes 120
+    Example: scene-edge train smc-s --data ../shared/data --max-minutes 120
     """
     out = out or Path("runs") / model.value
     if not data.is_dir():
@@ -51,11 +53,11 @@ def _trainer(model: Trainable) -> Any:
         from scene_edge.models.train_scene import train as train_scene
 
         return lambda **settings: train_scene(SceneRun(**settings))
-    if model is Trainable.smc:
-        from scene_edge.models.train_smc import SmcRun
+    if model.value.startswith("smc-"):
+        from scene_edge.models.recipes import load_recipe
         from scene_edge.models.train_smc import train as train_smc
 
-        return lambda **settings: train_smc(SmcRun(**settings))
+        return lambda **settings: train_smc(load_recipe(model.value, **settings))
     if model is Trainable.detector:
         from scene_edge.models.train_detector import DetectorRun
         from scene_edge.models.train_detector import train as train_detector

@@ -22,7 +22,7 @@ from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.media import planes_of, probe, read_video
 from scene_edge.codec.planes import U8, Planes, pack
 
-CRFS = (27, 31, 35, 39, 43, 47)
+CRFS = (27, 31, 35, 39, 43, 47, 51)
 """The useful range of x264 in front of a machine: from hardly any loss to persons melting into the wall."""
 
 X264_OPTIONS = {
@@ -35,15 +35,18 @@ X264_OPTIONS = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips are read and how: folders below `root`, the widest picture kept, frames taken of each clip."""
+    """Which clips are read and how: folders below `root`, the widths at which each is kept, frames taken of each.
+
+    Two widths show the same things large and small; a clip that is no wider than the smaller one is kept once.
+    """
 
     root: Path
     folders: tuple[str, ...] = ("train/vos", "train/traffic", "train/natural")
     action_folders: tuple[str, ...] = ("train/action_arid", "train/action_fight")
-    max_width: int = 640
-    frames: int = 48
-    action_frames: int = 24
-    every_nth_action: int = 4
+    max_widths: tuple[int, ...] = (896, 448)
+    frames: int = 32
+    action_frames: int = 20
+    every_nth_action: int = 2
     crfs: tuple[int, ...] = CRFS
 
 
@@ -85,25 +88,34 @@ def build_cache(config: DataConfig, cache: Path, progress: Callable[[int, int], 
     folder = cache / f"clips-{key}"
     if (folder / "index.json").exists():
         return folder
-    clips = [(path, config.frames) for name in config.folders for path in sorted((config.root / name).glob("*.mp4"))]
+    found = [path for name in config.folders for path in sorted((config.root / name).glob("*.mp4"))]
+    clips = [(path, config.frames, width) for path in found for width in _widths(path, config)]
     for name in config.action_folders:
         chosen = sorted((config.root / name).glob("*/*.mp4"))[:: config.every_nth_action]
-        clips += [(path, config.action_frames) for path in chosen]
+        clips += [(path, config.action_frames, max(config.max_widths)) for path in chosen]
     if not clips:
         raise ConfigError("no training clips found", got=str(config.root), hint="Point --data at a folder with train/.")
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, (path, count) in enumerate(clips):
-        entries.append(_cache_clip(path, count, config, folder, number))
+    for number, (path, count, width) in enumerate(clips):
+        entries.append(_cache_clip(path, count, width, config, folder, number))
         if progress:
             progress(number + 1, len(clips))
     (folder / "index.json").write_text(json.dumps(entries, indent=1))
     return folder
 
 
-def _cache_clip(path: Path, count: int, config: DataConfig, folder: Path, number: int) -> dict[str, Any]:
+def _widths(path: Path, config: DataConfig) -> list[int]:
+    """The widths at which a clip is kept, widest first; never enlarged."""
+    own = probe(path).width
+    return sorted({min(own, width) for width in config.max_widths}, reverse=True)
+
+
+def _cache_clip(
+    path: Path, count: int, max_width: int, config: DataConfig, folder: Path, number: int
+) -> dict[str, Any]:
     info = probe(path)
-    width = min(info.width, config.max_width) // 16 * 16
+    width = min(info.width, max_width) // 16 * 16
     height = round(info.height * width / info.width) // 16 * 16
     skip = max(0, (info.frames - count) // 3)
     frames = [planes for planes, _ in read_video(path, width=width, height=height, limit=skip + count)][skip:]

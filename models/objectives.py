@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from scene_edge.models.instruments import OnnxFeatures
 from scene_edge.models.layers import packed_to_bgr
 
-YOLOX_NANO_VALUES = ("input.175", "input.283", "onnx::Shape_1066", "onnx::Shape_1108")
-"""Backbone at strides 8 and 16, and the heads at strides 8 and 16: [x, y, w, h, objectness, 80 classes]."""
+YOLOX_NANO_VALUES = ("input.175", "input.283", "onnx::Shape_1066", "onnx::Shape_1108", "output.1")
+"""Backbone at strides 8 and 16, and the heads at strides 8, 16 and 32: [x, y, w, h, objectness, 80 classes]."""
+
+BACKBONE = 2
+"""How many of these values are the backbone's."""
 
 
 class MachineDistance(nn.Module):
@@ -35,47 +38,62 @@ class MachineDistance(nn.Module):
     def distance(self, seen: list[Tensor], truth: list[Tensor]) -> Tensor:
         """Per sample, [B]."""
         total = torch.zeros(seen[0].shape[0], device=seen[0].device)
-        for value, target in zip(seen[:2], truth[:2], strict=True):
+        for value, target in zip(seen[:BACKBONE], truth[:BACKBONE], strict=True):
             total = total + (value - target).abs().mean((1, 2, 3)) / (target.abs().mean((1, 2, 3)) + 1e-6)
-        for value, target in zip(seen[2:], truth[2:], strict=True):
+        for value, target in zip(seen[BACKBONE:], truth[BACKBONE:], strict=True):
             total = total + _verdicts(value, target)
         return total
 
 
+OBJECT = 0.02
+"""From this objectness of the original on, classes and box of a position count: elsewhere nobody reads them."""
+
+
 def _verdicts(value: Tensor, target: Tensor) -> Tensor:
-    """Excess cross entropy of objectness, and of the classes where there is an object: [B]."""
-    value, target = value.clamp(1e-4, 1 - 1e-4), target.clamp(1e-4, 1 - 1e-4)
-    objectness, wanted = value[:, 4:5], target[:, 4:5]
-    excess = F.binary_cross_entropy(objectness, wanted, reduction="none")
-    excess = excess - F.binary_cross_entropy(wanted, wanted, reduction="none")
-    classes = F.binary_cross_entropy(value[:, 5:], target[:, 5:], reduction="none")
-    classes = classes - F.binary_cross_entropy(target[:, 5:], target[:, 5:], reduction="none")
-    mass = wanted.sum((1, 2, 3)) + 2.0
-    total: Tensor = (excess.sum((1, 2, 3)) + (classes.sum(1, keepdim=True) * wanted).sum((1, 2, 3))) / mass
+    """Excess cross entropy of objectness, and of classes and box where there is an object: [B]."""
+    wanted = target[:, 4].clamp(1e-4, 1 - 1e-4)
+    excess = _excess(value[:, 4], wanted).sum((1, 2))
+    where = (wanted > OBJECT).nonzero(as_tuple=True)
+    there, asked = value.permute(0, 2, 3, 1)[where], target.permute(0, 2, 3, 1)[where]
+    inside = _excess(there[:, 5:], asked[:, 5:].clamp(1e-4, 1 - 1e-4)).sum(1)
+    inside = inside + (there[:, :4] - asked[:, :4]).abs().sum(1)
+    excess = excess.index_add(0, where[0], inside * wanted[where])
+    total: Tensor = excess / (wanted.sum((1, 2)) + 2.0)
     return torch.log1p(total.clamp_min(0.0))  # one hopeless crop must not outshout the batch
 
 
-class LatentPrior(nn.Module):
-    """Factorised model of the integer latent: a logistic of its own for each channel and each of four contexts.
+def _excess(value: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross entropy above its own floor; 0 where both agree."""
+    value = value.clamp(1e-4, 1 - 1e-4)
+    floor = F.binary_cross_entropy(wanted, wanted, reduction="none")
+    return F.binary_cross_entropy(value, wanted, reduction="none") - floor
 
-    The contexts are those of the shipped tables: no previous frame, or |previous value| at the same position of 0,
-    1, or 2 and more. Only used to train; what is written comes from integer tables fitted afterwards.
+
+class LatentPrior(nn.Module):
+    """Factorised model of the integer latent: a logistic of its own for each quality, channel and context.
+
+    The contexts tell what stood at the same place a frame before: nothing known, 0, or a magnitude of 1, or of 2 and
+    more; in the last two the logistic leans towards the value before. Only used to train; what is written comes from
+    integer tables fitted afterwards.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, qualities: int = 1) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor([-0.5, -1.0, 0.0, 0.7]).repeat(channels, 1))
+        self.log_scale = nn.Parameter(torch.tensor([-0.5, -1.0, 0.0, 0.7]).repeat(qualities, channels, 1))
+        self.lean = nn.Parameter(torch.full((qualities, channels, 1, 1), 0.5))
 
-    def bits(self, latent: Tensor, previous: Tensor | None) -> Tensor:
+    def bits(self, latent: Tensor, previous: Tensor | None, quality: int = 0) -> Tensor:
         """latent [B, C, h, w] (rounded or noisy), previous integers or None -> bits of each sample [B]."""
+        log_scale = self.log_scale[quality]
         if previous is None:
-            scale = self.log_scale[None, :, 0, None, None].expand_as(latent)
+            scale, latent = log_scale[None, :, 0, None, None].expand_as(latent), latent.abs()
         else:
             context = previous.abs().clamp(max=2).long() + 1
-            table = self.log_scale[None, :, :, None, None].expand(*latent.shape[:2], 4, *latent.shape[2:])
+            table = log_scale[None, :, :, None, None].expand(*latent.shape[:2], 4, *latent.shape[2:])
             scale = table.gather(2, context[:, :, None])[:, :, 0]
+            latent = (latent - self.lean[quality] * previous).abs()
         width = torch.exp(-scale.clamp(-4.0, 4.0))
-        upper, lower = (latent.abs() - 0.5) * -width, (latent.abs() + 0.5) * -width
+        upper, lower = (latent - 0.5) * -width, (latent + 0.5) * -width
         likelihood = torch.sigmoid(upper) - torch.sigmoid(lower)  # on the negative side, where it keeps its digits
         return -torch.log2(likelihood.clamp_min(1e-9)).sum((1, 2, 3))
 

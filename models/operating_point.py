@@ -1,4 +1,4 @@
-"""Where a trained SMC should work: the quantiser step at which its bits buy most, measured with the integer tables."""
+"""What a trained SMC buys at each of its qualities, against itself without a latent; rates by the integer tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scene_edge.models.loop import autocast, device
 from scene_edge.models.objectives import MachineDistance
 from scene_edge.models.smc import Smc
 
-STEPS = (1.0, 2.0, 3.0, 4.0, 6.0)
-"""Quantiser steps that are tried, in units of the latent as trained."""
+QUALITY_STEPS = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83)
+"""Quantiser steps of the operating points, finest first, in units of the latent as trained."""
 
 
 def pictures(packed: U8) -> Tensor:
@@ -27,23 +27,21 @@ def pictures(packed: U8) -> Tensor:
 
 
 @torch.no_grad()
-def choose_step(
+def measure_qualities(
     model: Smc, sampler: ClipSampler, machine: MachineDistance, slope: float, sample_weight: float, batch: int = 6
 ) -> dict[str, Any]:
-    """Compare quantiser steps on training crops at every CRF; returns the best and the whole table.
+    """Compare the operating points on training crops at every CRF; returns the whole table as `qualities`.
 
     Of each step: `distance` of the fused picture (machine, plus weighted L1), `share` of semantic in video bits with
     tables fitted to these very latents, and `cost` = distance + slope * ln(1 + share): a BD-rate in miniature.
     `None` stands for no latent at all, so what the latent itself gains is told apart from plain enhancement.
     """
     batches = [sampler.sample(batch, crf) for crf in sampler.crfs]
-    rows = [_row(model, batches, machine, step, sample_weight) for step in (None, *STEPS)]
+    rows = [_row(model, batches, machine, step, sample_weight) for step in (None, *QUALITY_STEPS)]
     for row in rows:
         row["cost"] = round(row["distance"] + slope * row.pop("log_share"), 5)
     lossy = float(np.mean([_distance(machine, pictures(b.lossy[:, -1]), b, sample_weight) for b in batches]))
-    least = min(float(row["cost"]) for row in rows[1:])
-    best = next(row for row in rows[1:] if float(row["cost"]) <= least * 1.001)  # ties go to the finer step
-    return {"quality_step": best["step"], "steps_tried": rows, "lossy_distance": round(lossy, 5)}
+    return {"qualities": rows, "lossy_distance": round(lossy, 5)}
 
 
 def _row(
@@ -78,10 +76,11 @@ def _fuse(model: Smc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray
     for index in range(length):
         original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
         with autocast():
-            semantic, states["sem"] = model.sem_net(original, states["sem"])
-            seen, states["lossy"] = model.sem_net_s(lossy, states["lossy"])
+            semantic, states["sem"] = model.mine(original, states["sem"])
+            seen, states["lossy"] = model.mine_lossy(lossy, states["lossy"])
             integers = (model.sem_enc(semantic - seen).float() / (step or 1.0)).round() * (step is not None)
-            fused, states["fuse"] = model.f_net(lossy, seen + model.sem_dec(integers * (step or 1.0)), states["fuse"])
+            restored = model.sem_dec(integers * (step or 1.0))
+            fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])
         latents.append(integers.clamp(-32768, 32767).cpu().numpy().astype(np.int16))
     return fused.float().clamp(0, 1), np.stack(latents)
 

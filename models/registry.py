@@ -57,7 +57,7 @@ def load_average(run: Path, model: nn.Module) -> dict[str, Any]:
     state_path, record_path = run / "state.pt", run / "record.json"
     if not state_path.exists():
         raise ConfigError(
-            "no checkpoint there", got=str(run), hint="Train first: scene-edge train smc --out runs/smc-s"
+            "no checkpoint there", got=str(run), hint="Train first: scene-edge train smc-s --out runs/smc-s"
         )
     state = torch.load(state_path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["average"])

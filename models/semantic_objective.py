@@ -48,6 +48,16 @@ class SemanticTermsConfig:
         if self.pictures < 0:
             raise ConfigError("pictures must be counted", got=self.pictures, allowed="0 (all) or more")
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is switched on."""
+        return not (self.alpha or self.perceptual or self.adversarial)
+
+    @classmethod
+    def off(cls) -> SemanticTermsConfig:
+        """No term at all."""
+        return cls(alpha=0.0, beta=0.0, perceptual=0.0, adversarial=0.0)
+
     @classmethod
     def small(cls) -> SemanticTermsConfig:
         """The same objective in networks for a processor; its adversary is given less to say, at small batches."""

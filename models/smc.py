@@ -1,9 +1,11 @@
-"""SMC for cameras: Sem-Net, Sem-Net_s, Basic-CM (Sem-Enc, Sem-Dec) and F-Net over packed YUV 4:2:0 pictures.
+"""SMC for cameras: Sem-Net, Basic-CM (Sem-Enc, Sem-Dec) and F-Net over packed YUV 4:2:0 pictures.
 
 Semantic Mining then Compensation (ICCV 2023; TPAMI 2025, sections 3.1 and 3.2): the semantic feature S of the
 original and S~ of the decoded H.264 frame differ by what the codec lost; only that residual is coded, and F-Net
-fuses S^ = S~ + Sem-Dec(round(Sem-Enc(S - S~))) with the lossy frame. Everything is causal; the memory of each
-network is an explicit tensor that is zero at a key frame. Sizes are ours, chosen for INT8 on small boards.
+fuses S~ and R^ = Sem-Dec(round(Sem-Enc(S - S~))) with the lossy frame. Unlike the paper's, one Sem-Net looks at both
+pictures: two nets differ by their disagreement as well, and that noise would be coded. Everything is causal; the
+memory of each network is an explicit tensor that is zero at a key frame. Sizes are ours, chosen for INT8 on small
+boards.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class SmcConfig:
-    """Widths of the networks; `smc-s` is the default."""
+    """Widths of the networks at /4, /8 and /16, and residual blocks of Sem-Net; `smc-s` is the default."""
 
     semantic: int = 64
     latent: int = 16
     sem_widths: tuple[int, int, int] = (32, 64, 96)
-    lossy_widths: tuple[int, int, int] = (24, 48, 64)
-    fuse_widths: tuple[int, int, int] = (32, 48, 64)
+    sem_depth: int = 1
+    fuse_widths: tuple[int, int, int] = (64, 96, 128)
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -105,9 +107,9 @@ class FNet(nn.Module):
         self.down8 = conv(quarter, eighth, stride=2)
         self.temporal = CausalTemporal(eighth)
         self.down16 = conv(eighth, sixteenth, stride=2)
-        self.fuse16 = conv(sixteenth + semantic, sixteenth, 1)
+        self.fuse16 = conv(sixteenth + 2 * semantic, sixteenth, 1)
         self.body16 = nn.Sequential(ResBlock(sixteenth), ResBlock(sixteenth))
-        self.up8 = conv(sixteenth + semantic, eighth)
+        self.up8 = conv(sixteenth + 2 * semantic, eighth)
         self.body8 = ResBlock(eighth)
         self.up4 = conv(eighth, quarter)
         self.body4 = ResBlock(quarter)
@@ -132,11 +134,12 @@ class FNet(nn.Module):
 class Smc(nn.Module):
     """All networks of SMC; `SmcEncoder` and `SmcDecoder` are the two graphs that are exported."""
 
+    stride = STRIDE
+
     def __init__(self, config: SmcConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SmcConfig()
-        self.sem_net = SemNet(config.sem_widths, config.semantic, depth=1)
-        self.sem_net_s = SemNet(config.lossy_widths, config.semantic, depth=1)
+        self.sem_net = SemNet(config.sem_widths, config.semantic, config.sem_depth)
         self.sem_enc = SemEnc(config.semantic, config.latent)
         self.sem_dec = SemDec(config.semantic, config.latent)
         self.f_net = FNet(config.fuse_widths, config.semantic)
@@ -144,16 +147,27 @@ class Smc(nn.Module):
     def states(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
         """Zero states for pictures of packed size rows x columns: what every key frame starts from."""
         device = next(self.parameters()).device
-        sixteenth = (batch, -1, rows // 4, columns // 4)
 
-        def zeros(channels: int, shape: tuple[int, int, int, int]) -> Tensor:
-            return torch.zeros(shape[0], 2 * channels, *shape[2:], device=device)
+        def zeros(channels: int, divisor: int) -> Tensor:
+            return torch.zeros(batch, 2 * channels, rows // divisor, columns // divisor, device=device)
 
-        return {
-            "sem": zeros(self.config.sem_widths[2], sixteenth),
-            "lossy": zeros(self.config.lossy_widths[2], sixteenth),
-            "fuse": zeros(self.config.fuse_widths[1], (batch, -1, rows // 2, columns // 2)),
-        }
+        mined = self.config.sem_widths[2]
+        return {"sem": zeros(mined, 4), "lossy": zeros(mined, 4), "fuse": zeros(self.config.fuse_widths[1], 2)}
+
+    def mine(self, original: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """S of the original [B, S, h/4, w/4], and the next state."""
+        semantic: tuple[Tensor, Tensor] = self.sem_net(original, state)
+        return semantic
+
+    def mine_lossy(self, lossy: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """S~ of the decoded frame [B, S, h/4, w/4], and the next state."""
+        semantic: tuple[Tensor, Tensor] = self.sem_net(lossy, state)
+        return semantic
+
+    def fuse(self, lossy: Tensor, seen: Tensor, restored: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Lossy picture, its S~, and R^ -> fused picture [B, 24, h, w], and the next state."""
+        fused: tuple[Tensor, Tensor] = self.f_net(lossy, torch.cat([seen, restored], 1), state)
+        return fused
 
     @torch.no_grad()
     def rescale_latent(self, gain: Tensor) -> None:
@@ -174,8 +188,8 @@ class SmcEncoder(nn.Module):
     def forward(
         self, x: Tensor, lossy: Tensor, state_sem: Tensor, state_lossy: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        semantic, next_sem = self.smc.sem_net(from_packed(x), state_sem)
-        seen, next_lossy = self.smc.sem_net_s(from_packed(lossy), state_lossy)
+        semantic, next_sem = self.smc.mine(from_packed(x), state_sem)
+        seen, next_lossy = self.smc.mine_lossy(from_packed(lossy), state_lossy)
         return self.smc.sem_enc(semantic - seen), next_sem, next_lossy
 
 
@@ -190,6 +204,6 @@ class SmcDecoder(nn.Module):
         self, lossy: Tensor, latent: Tensor, state_lossy: Tensor, state_fuse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         picture = from_packed(lossy)
-        seen, next_lossy = self.smc.sem_net_s(picture, state_lossy)
-        fused, next_fuse = self.smc.f_net(picture, seen + self.smc.sem_dec(latent), state_fuse)
+        seen, next_lossy = self.smc.mine_lossy(picture, state_lossy)
+        fused, next_fuse = self.smc.fuse(picture, seen, self.smc.sem_dec(latent), state_fuse)
         return to_packed(fused), next_lossy, next_fuse

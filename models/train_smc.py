@@ -1,15 +1,14 @@
-"""Training of SMC against the camera's own H.264: mine the residual semantics, code them, fuse; pay the codec's price.
+"""Training of SMC against the camera's own H.264: mine the semantics, code what was lost of them, fuse; pay for bits.
 
-Four stages over the time box, since a side stream that is rounded and taxed from the first step stays silent: the
-Sem-Nets alone learn what a frozen detector sees; then everything, exact and free; then the latent is spread over some
-steps and rounded, at a price that rises; then at its full price. The price is the base codec's own exchange rate:
-measured loss per ln(bits) of x264 on the training clips. So training spends a bit on semantics exactly where it buys
-more than a bit of video would.
+Four stages over the time box, since a side stream that is rounded and taxed from the first step stays silent:
+Sem-Net alone learns what a frozen detector sees, then stands still; then Sem-Enc, Sem-Dec and F-Net, with an exact and
+free latent; then the latent is spread over some steps and rounded, at a price that rises; then at its full price. The
+price is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
+spends a bit on semantics exactly where it buys more than a bit of video would.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,78 +17,91 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scene_edge.models.data import ClipSampler, DataConfig, build_cache
-from scene_edge.models.layers import conv
-from scene_edge.models.loop import Progressed, RunConfig, Trainer, autocast, device
+from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
+from scene_edge.models.instruments import OnnxFeatures
+from scene_edge.models.layers import packed_to_bgr
+from scene_edge.models.loop import Progressed, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
-from scene_edge.models.operating_point import choose_step, pictures
-from scene_edge.models.smc import Smc, SmcConfig
+from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures
+from scene_edge.models.recipes import SmcRun
+from scene_edge.models.semantic_objective import SemanticTerms
+from scene_edge.models.sizes import build_smc
 
-GROUNDED, FREE, FULL_PRICE = 0.15, 0.35, 0.55
-"""Fractions of the time box: Sem-Nets grounded; end of the free latent; the latent costs its full price."""
+PHI_VALUE, PHI = "input.283", 128
+"""The detector's value that Sem-Net learns to foretell (backbone, stride 16), and its channels."""
 
-
-@dataclass
-class SmcRun(RunConfig):
-    """Weights of the objective's terms; see `SmcObjective`."""
-
-    smc: SmcConfig = field(default_factory=SmcConfig)
-    instrument: str = "models/yolox_nano.onnx"
-    sample_weight: float = 8.0
-    machine_weight: float = 1.0
-    semantic_weight: float = 1.0
-    rate_weight: float = 0.5
-    drop: float = 0.15
-    crop: int = 256
-    length: int = 3
+LATENT_STD = 0.4
+"""Spread of each latent channel, in steps, when rounding begins: nearly all values are zero, the strong ones speak."""
 
 
 class SmcObjective(nn.Module):
-    """Everything trained beside the networks that ship: the latent's prior and the head H that grounds S and S^.
+    """What is trained or measured beside the networks that ship: the latent's prior, and what S should be.
 
-    Loss = sample_weight * L1(fused, original) + machine_weight * MachineDistance(fused, original)
-         + semantic_weight * (D(H(S), phi) + D(H(S^), phi) + |S~ - sg(S)|^2 + |S^ - sg(S)|^2)
-         + rate_weight * slope * semantic bits / video bits,
-    where phi is the detector's stride-16 feature of the original, each channel at unit spread, D the smooth L1
-    distance and sg a stopped gradient. Only the semantic terms reach the Sem-Nets: through the others the noise of
-    fusion shrinks S to nothing within a hundred steps. With probability `drop` a sample's latent is lost.
+    S is to foretell the leading principal components of the detector's stride-16 feature phi, of the original and of
+    the decoded frame alike: so S - S~ is what the codec took from a detector, not from a pixel.
     """
 
     scaled: Tensor
     centre: Tensor
-    spread: Tensor
+    basis: Tensor
 
-    def __init__(self, config: SmcRun) -> None:
+    def __init__(self, semantic: int, latent: int, terms: SemanticTerms) -> None:
         super().__init__()
-        self.prior = LatentPrior(config.smc.latent)
-        self.head = nn.Sequential(conv(config.smc.semantic, 96), nn.ReLU(), conv(96, PHI, 1))
-        with torch.no_grad():
-            self.head[2].weight.mul_(0.1)  # type: ignore[operator]
+        self.terms = terms
+        self.prior = LatentPrior(latent, len(QUALITY_STEPS))
         self.register_buffer("scaled", torch.zeros(()))
-        self.register_buffer("centre", torch.zeros(PHI, 1, 1))
-        self.register_buffer("spread", torch.ones(PHI, 1, 1))
+        self.register_buffer("centre", torch.zeros(PHI))
+        self.register_buffer("basis", torch.zeros(semantic, PHI))
 
+    @torch.no_grad()
+    def fit_basis(self, phi: Tensor) -> float:
+        """Principal components of phi [B, 128, h, w], scaled to unit mean square; returns the share they explain.
 
-PHI = 128
-"""Channels of the detector's feature that grounds the semantics."""
+        Every channel of phi counts alike: the detector's own scales say little about what matters to it.
+        """
+        rows = phi.permute(0, 2, 3, 1).reshape(-1, PHI)
+        self.centre.copy_(rows.mean(0))
+        spread = rows.std(0) + 1e-3
+        rows = (rows - self.centre) / spread
+        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+        count = len(self.basis)
+        leading = vectors[:, -count:].flip(1).T
+        scale = (values[-count:].sum() / count).sqrt()
+        self.basis.copy_(leading / spread / scale)
+        return float(values[-count:].sum() / values.sum())
 
-LATENT_STD = 0.7
-"""Spread of each latent channel, in steps, when rounding begins: half of the values are zero, the strong ones speak."""
+    def wanted(self, phi: Tensor) -> Tensor:
+        """phi [B, 128, h, w] -> what S should be there [B, S, h, w]."""
+        return F.conv2d(phi - self.centre[:, None, None], self.basis[:, :, None, None])
 
 
 class SmcTraining:
-    """One training run of SMC; `train` below is the way in."""
+    """One training run of SMC; `train` below is the way in.
+
+    First stage: smooth L1 of S to phi(original), of S~ to phi(lossy), and, twice, of S - S~ to the difference. Then
+
+        sample_weight * L1(fused, original) + machine_weight * MachineDistance(fused, original)
+        + semantic_weight * |R^ - (S - S~)|^2 / |S - S~|^2 + rate_weight * slope * semantic bits / video bits
+        + the terms of the paper's own objective that the recipe switches on (`SemanticTerms`),
+
+    of the last frame of a sequence: the frames before only fill the memories. With probability `drop` a sample's
+    latent is lost on all frames; the quantiser's step is drawn from QUALITY_STEPS for each batch.
+    """
 
     def __init__(self, config: SmcRun, folder: Path) -> None:
         self.config = config
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
-        self.model = Smc(config.smc).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = SmcObjective(config).to(device())
+        self.model = build_smc(config.size).to(device())
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sizes = self.model.config
+        terms = SemanticTerms(config.terms, sizes.semantic, config.data)
+        self.objective = SmcObjective(sizes.semantic, sizes.latent, terms).to(device())
         self.machine = MachineDistance(config.data / config.instrument).to(device())
+        self.teacher = OnnxFeatures(config.data / config.instrument, (PHI_VALUE,)).to(device())
         self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
         self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         self.slope = self._slope()
-        if self.trainer.steps == 0:
+        if self.trainer.steps == 0 and config.mined:
             self._measure_semantics()
 
     @torch.no_grad()
@@ -98,8 +110,7 @@ class SmcTraining:
         points = []
         for crf in self.sampler.crfs:
             batch = self.sampler.sample(8, crf)
-            original = pictures(batch.original[:, -1])
-            lossy = pictures(batch.lossy[:, -1])
+            original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
             with autocast():
                 seen, truth = self.machine.features(lossy), self.machine.features(original)
             loss = self.config.machine_weight * self.machine.distance(seen, truth)
@@ -108,109 +119,126 @@ class SmcTraining:
         return rate_slope(points)
 
     @torch.no_grad()
+    def _phi(self, picture: Tensor) -> Tensor:
+        bgr = packed_to_bgr(picture).contiguous(memory_format=torch.channels_last)
+        with autocast():
+            (value,) = self.teacher(bgr)
+        phi: Tensor = value.float()
+        return phi
+
+    @torch.no_grad()
     def _measure_semantics(self) -> None:
-        """Before the first step: the mean and spread of phi, and unit spread for S and S~."""
-        batch = self.sampler.sample(32)
-        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
-        phi = self.machine.features(original)[1]
-        self.objective.centre.copy_(phi.mean((0, 2, 3))[:, None, None])
-        self.objective.spread.copy_(phi.std((0, 2, 3))[:, None, None] + 1e-3)
-        states = self.model.states(32, *original.shape[2:])
-        for net, picture, key in ((self.model.sem_net, original, "sem"), (self.model.sem_net_s, lossy, "lossy")):
-            net.head.weight.div_(net(picture, states[key])[0].std())
+        """Before the first step: phi's principal components."""
+        phi = torch.cat([self._phi(pictures(self.sampler.sample(8).original[:, -1])) for _ in range(12)])
+        self.objective.fit_basis(phi)
 
     @torch.no_grad()
     def _scale_latent(self) -> None:
         """Once, before the first rounding: spread every channel over some steps of the quantiser."""
-        batch = self.sampler.sample(16)
-        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
-        states = self.model.states(16, *original.shape[2:])
-        semantic, seen = self.model.sem_net(original, states["sem"])[0], self.model.sem_net_s(lossy, states["lossy"])[0]
-        gain = LATENT_STD / self.model.sem_enc(semantic - seen).std((0, 2, 3)).clamp_min(1e-6)
+        latents = []
+        for _ in range(4):
+            semantic, seen, _ = self._mined(self.sampler.sample(8))
+            with autocast():
+                latents.append(self.model.sem_enc(semantic - seen).float())
+        gain = LATENT_STD / torch.cat(latents).std((0, 2, 3)).clamp_min(1e-6)
         self.model.rescale_latent(gain)
         for key in ("sem_enc.head.weight", "sem_enc.head.bias", "sem_dec.stem.weight"):
             self.trainer.average[key].copy_(self.model.state_dict()[key])
-        self.objective.prior.log_scale.fill_(0.0)
         self.objective.scaled.fill_(1.0)
 
-    def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
-        config = self.config
-        batch = self.sampler.sample(config.batch)
-        video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
-        kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float()
-        fusing, quantised = progress.fraction > GROUNDED, progress.fraction > FREE
-        if quantised and not bool(self.objective.scaled):
-            self._scale_latent()
-        price = config.rate_weight * self.slope * min(1.0, max(0.0, (progress.fraction - FREE) / (FULL_PRICE - FREE)))
-        states = self.model.states(config.batch, config.crop // 4, config.crop // 4)
-        previous: Tensor | None = None
-        total, figures = torch.zeros((), device=device()), {"pixel": 0.0, "machine": 0.0, "semantic": 0.0, "share": 0.0}
-        for index in range(config.length):
-            graded = index == config.length - 1
-            pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
-            terms, previous = self._frame(*pair, states, previous, kept, quantised, fusing, graded)
-            share = (terms["bits"] / video_bits * kept[:, 0, 0, 0]).mean()
-            total = total + (config.sample_weight * terms["pixel"] + price * share + terms["prior"]) / config.length
-            total = total + config.semantic_weight * terms["semantic"] + config.machine_weight * terms["machine"]
-            figures["pixel"] += float(terms["pixel"].detach()) / config.length
-            figures["share"] += float(share.detach()) / config.length
-        return total, figures | {key: float(terms[key].detach()) for key in ("machine", "semantic", "explained")}
-
-    def _frame(
-        self,
-        original: Tensor,
-        lossy: Tensor,
-        states: dict[str, Tensor],
-        previous: Tensor | None,
-        kept: Tensor,
-        quantised: bool,
-        fusing: bool,
-        graded: bool,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """One frame of the sequence; `states` is moved on in place. Returns the loss terms and the integer latent."""
-        model = self.model
+    def _mined(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """S and S~ of the last frame, memories filled by those before; and S - S~ of every frame."""
+        states = self.model.states(len(batch.original), *batch.original.shape[2:4])
+        residuals = []
         with autocast():
-            semantic, states["sem"] = model.sem_net(original, states["sem"])
-            seen, states["lossy"] = model.sem_net_s(lossy, states["lossy"])
-            nothing = torch.zeros((), device=lossy.device)
-            terms = {"bits": nothing.expand(len(lossy)), "machine": nothing, "semantic": nothing, "pixel": nothing}
-            terms |= {"explained": nothing, "prior": nothing}
-            truth: list[Tensor] = []
-            if graded:  # only the last frame has its whole memory; grading the others costs more than it teaches
+            for index in range(batch.original.shape[1]):
+                semantic, states["sem"] = self.model.mine(pictures(batch.original[:, index]), states["sem"])
+                seen, states["lossy"] = self.model.mine_lossy(pictures(batch.lossy[:, index]), states["lossy"])
+                residuals.append(semantic - seen)
+        return semantic, seen, residuals
+
+    def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
+        batch = self.sampler.sample(self.config.batch)
+        if progress.fraction < self.config.mined:
+            return self._mine(batch)
+        if progress.fraction >= self.config.free and not bool(self.objective.scaled):
+            self._scale_latent()
+        return self._compensate(batch, progress.fraction)
+
+    def _mine(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """First stage: Sem-Net alone."""
+        wanted = self.objective.wanted(self._phi(pictures(batch.original[:, -1])))
+        wanted_lossy = self.objective.wanted(self._phi(pictures(batch.lossy[:, -1])))
+        semantic, seen, _ = self._mined(batch)
+        semantic, seen = semantic.float(), seen.float()
+        here = F.smooth_l1_loss(semantic, wanted) + F.smooth_l1_loss(seen, wanted_lossy)
+        lost, wanted_lost = semantic - seen, wanted - wanted_lossy
+        difference = F.smooth_l1_loss(lost, wanted_lost)
+        explained = 1.0 - (lost - wanted_lost).square().sum() / wanted_lost.square().sum().clamp_min(1e-6)
+        return here + 2.0 * difference, {"mined": float(here.detach()), "lost": float(explained.detach())}
+
+    def _compensate(self, batch: Batch, fraction: float) -> tuple[Tensor, dict[str, float]]:
+        """The other stages: everything but a Sem-Net that was taught, which stands still."""
+        config, model, last = self.config, self.model, self.config.length - 1
+        quality = int(torch.randint(len(QUALITY_STEPS), ()))
+        step = QUALITY_STEPS[quality]
+        kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float() * config.compensated
+        states = model.states(config.batch, *batch.original.shape[2:4])
+        previous: Tensor | None = None
+        clip: dict[str, list[Tensor]] = {"original": [], "fused": [], "compensated": []}
+        for index in range(config.length):
+            original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
+            with autocast(), torch.set_grad_enabled(index == last and config.mined == 0.0):
+                semantic, states["sem"] = model.mine(original, states["sem"])
+                seen, states["lossy"] = model.mine_lossy(lossy, states["lossy"])
+                residual = (semantic - seen) if config.residual else semantic
+                residual = residual.contiguous(memory_format=torch.channels_last)
+            with autocast(), torch.set_grad_enabled(index == last):
+                exact = model.sem_enc(residual).float() / step
+                # rates of rounded values: noise would charge silence its own entropy, and price every latent out
+                rounded = exact + (exact.round() - exact).detach()
+                restored = model.sem_dec((rounded if fraction >= config.free else exact) * step * kept)
+                fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])
+            for key, value in (("original", original), ("fused", fused), ("compensated", seen + restored)):
+                clip[key].append(value.float())
+            if index < last:
+                previous = rounded.detach()
+        terms = self._terms(original, fused.float(), residual.float(), restored.float(), kept) | self._paper(clip)
+        bits = self.objective.prior.bits(rounded, previous, quality)
+        modelled = self.objective.prior.bits(rounded.detach(), previous, quality).mean() / exact[0].numel()
+        video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
+        share = (bits / video_bits * kept[:, 0, 0, 0]).mean()
+        ramp = min(1.0, max(0.0, (fraction - config.free) / max(1e-6, config.full_price - config.free)))
+        total = sum(terms.values()) - terms["explained"] + modelled
+        total = total + config.semantic_weight * (1.0 - terms["explained"])
+        total = total + config.rate_weight * self.slope * ramp * share
+        return total, {key: float(value.detach()) for key, value in {**terms, "share": share}.items()}
+
+    def _terms(
+        self, original: Tensor, fused: Tensor, residual: Tensor, restored: Tensor, kept: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted terms of the last frame; beside them `explained`, the share of the residual that is restored."""
+        config = self.config
+        rest = ((restored - residual).square() * kept).sum()
+        terms = {"explained": 1.0 - rest / (residual.square() * kept).sum().clamp_min(1e-6)}
+        terms["pixel"] = config.sample_weight * (fused - original).abs().mean()
+        if config.machine_weight:
+            with autocast():
                 with torch.no_grad():
                     truth = self.machine.features(original)
-                terms["semantic"] = self._grounded(semantic, truth[1]).mean() + _apart(seen, semantic).mean()
-            if not fusing:
-                return terms, torch.zeros(len(lossy), model.config.latent, *seen.shape[2:], device=lossy.device)
-            latent = model.sem_enc((semantic - seen).detach()).float()
-            # bits of the rounded values: noise would charge silence its own entropy, and price every latent out
-            rounded = latent + (latent.round() - latent).detach()
-            terms["bits"] = self.objective.prior.bits(rounded, previous)
-            terms["prior"] = self.objective.prior.bits(rounded.detach(), previous).mean() / latent[0].numel()
-            rounded = rounded if quantised else latent
-            compensated = seen.detach() + model.sem_dec(rounded * kept)
-            fused, states["fuse"] = model.f_net(lossy, compensated, states["fuse"])
-            terms["pixel"] = (fused.float() - original).abs().mean()
-            if graded:
-                here = kept[:, 0, 0, 0]
-                rest = _apart(compensated, semantic)
-                terms["semantic"] = terms["semantic"] + ((self._grounded(compensated, truth[1]) + rest) * here).mean()
-                terms["explained"] = 1.0 - (rest * here).sum() / (
-                    _apart(seen.detach(), semantic) * here
-                ).sum().clamp_min(1e-6)
-                terms["machine"] = self.machine.distance(self.machine.features(fused), truth).mean()
-        return terms, latent.detach().round()
+                distance = self.machine.distance(self.machine.features(fused), truth).mean()
+            terms["machine"] = config.machine_weight * distance
+        return terms
 
-    def _grounded(self, semantic: Tensor, truth: Tensor) -> Tensor:
-        """How badly S, or S^, foretells the detector's feature of the original: [B]."""
-        foretold = self.objective.head(semantic).float()
-        wanted = (truth - self.objective.centre) / self.objective.spread
-        return F.smooth_l1_loss(foretold, wanted, reduction="none").mean((1, 2, 3))
-
-
-def _apart(first: Tensor, second: Tensor) -> Tensor:
-    """Mean square distance of two semantic features, [B]; the second is the truth and learns nothing from it."""
-    return (first.float() - second.detach().float()).square().mean((1, 2, 3))
+    def _paper(self, clip: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """The paper's own terms over the whole sequence, as far as the recipe has them."""
+        if self.config.terms.is_off:
+            return {}
+        original, fused, compensated = (torch.stack(clip[key], 1) for key in ("original", "fused", "compensated"))
+        terms = self.objective.terms
+        terms.discriminate(fused.detach(), original)
+        with autocast():
+            return dict(terms(fused, original, compensated))
 
 
 def torch_seeded(seed: int) -> Any:
@@ -220,7 +248,10 @@ def torch_seeded(seed: int) -> Any:
 
 
 def train(config: SmcRun) -> dict[str, Any]:
-    """Train (or go on training) SMC; returns the training record. Raises ConfigError where the data is missing."""
+    """Train (or go on training) SMC; returns the training record, which names the recipe.
+
+    Raises ConfigError where the data is missing.
+    """
     torch.set_num_threads(config.threads)
     torch_seeded(config.seed)
     folder = build_cache(DataConfig(config.data), config.out.parent / "cache")
@@ -228,6 +259,10 @@ def train(config: SmcRun) -> dict[str, Any]:
     record = training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
     record["slope"] = round(training.slope, 5)
-    record |= choose_step(training.model, training.sampler, training.machine, training.slope, config.sample_weight)
+    record["quality_steps"] = list(QUALITY_STEPS)
+    record |= measure_qualities(
+        training.model, training.sampler, training.machine, training.slope, config.sample_weight
+    )
+    record["recipe"] = config.as_dict()
     record["data"] = f"{len(training.sampler.entries)} clips, x264 superfast zerolatency at CRF {training.sampler.crfs}"
     return record

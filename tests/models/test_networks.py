@@ -13,7 +13,7 @@ from scene_edge.models.layers import CausalTemporal, from_packed, packed_to_bgr,
 from scene_edge.models.scene import AssembledConv, SceneConfig, SceneFilterGraph, SceneNet  # noqa: E402
 from scene_edge.models.smc import SemDec, Smc, SmcConfig, SmcDecoder, SmcEncoder  # noqa: E402
 
-SMALL = SmcConfig(semantic=8, latent=4, sem_widths=(8, 8, 8), lossy_widths=(8, 8, 8), fuse_widths=(8, 8, 8))
+SMALL = SmcConfig(semantic=8, latent=4, sem_widths=(8, 8, 8), fuse_widths=(8, 8, 8))
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -55,6 +55,16 @@ def test_temporal_convolution_is_causal_and_finite() -> None:
     whole, late = run(0), run(2)
     assert torch.allclose(whole[4], late[2])  # three frames of memory: history before that does not matter
     assert not torch.allclose(whole[2], late[0])
+
+
+def test_nothing_is_coded_where_the_codec_lost_nothing() -> None:
+    smc = Smc(SMALL)
+    states = smc.states(1, 16, 24)
+    picture = torch.rand(1, 24, 16, 24)
+    semantic, _ = smc.mine(picture, states["sem"])
+    seen, _ = smc.mine_lossy(picture, states["lossy"])
+    assert bool(semantic.abs().max() > 0)
+    assert torch.equal(semantic, seen)
 
 
 def test_smc_graphs_have_the_contract_s_shapes() -> None:

@@ -1,0 +1,28 @@
+"""SMC by name: each published or shipped size and the class that builds it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from scene_edge.codec.errors import ConfigError
+from scene_edge.models.smc import Smc, SmcConfig
+from scene_edge.models.smc_paper import SmcPaper
+
+AnySmc: TypeAlias = Smc | SmcPaper
+
+CAMERA_SIZES = {
+    "smc-s": SmcConfig(),
+    "smc-m": SmcConfig(96, 24, sem_widths=(48, 96, 160), sem_depth=2, fuse_widths=(96, 128, 192)),
+}
+"""Made for cameras: Sem-Net from what a board can do per frame, F-Net from what a server's core can."""
+
+SIZES = (*CAMERA_SIZES, "smc-paper")
+
+
+def build_smc(size: str) -> AnySmc:
+    """An untrained network of that size. Raises ConfigError for a name there is not."""
+    if size in CAMERA_SIZES:
+        return Smc(CAMERA_SIZES[size])
+    if size == "smc-paper":
+        return SmcPaper()
+    raise ConfigError("no such size of SMC", got=size, allowed=", ".join(SIZES))
