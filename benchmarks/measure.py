@@ -143,7 +143,8 @@ def _segmenter(path: Path) -> Segmenter:
     return Segmenter(path)
 
 
-def _boxes(found: Detections) -> Boxes:
+def boxes_of(found: Detections) -> Boxes:
+    """A detector's answer in the form that the metrics take."""
     return Boxes(found.boxes.astype(np.float64), found.classes, found.scores.astype(np.float64))
 
 
@@ -152,7 +153,7 @@ def _score_boxes(
 ) -> dict[str, Any]:
     detector, stride = _detector(settings.detector), settings.stride(clip)
     found = {frame: detector.detect(pictures[frame]).folded() for frame in range(0, len(pictures), stride)}
-    boxes = {frame: _boxes(detections) for frame, detections in found.items()}
+    boxes = {frame: boxes_of(detections) for frame, detections in found.items()}
     record = _agree("", boxes, reference, CONFIDENT)
     truth = mot_truth(clip, pictures[0].width)
     if truth is not None:
@@ -170,7 +171,7 @@ def _score_held_out(
     """Agreement alone, on the frames where agreement is scored without tracks."""
     detector = _held_out(settings.held_out)
     frames = range(0, len(pictures), settings.detect_stride)
-    boxes = {frame: _boxes(detector.detect(pictures[frame]).folded()) for frame in frames}
+    boxes = {frame: boxes_of(detector.detect(pictures[frame]).folded()) for frame in frames}
     return _agree("_held_out", boxes, reference, held_out.CONFIDENT)
 
 
@@ -181,7 +182,7 @@ def _agree(
     if reference is None:
         return {f"detections{judge}": {frame: _to_json(seen) for frame, seen in boxes.items()}}
     theirs = {int(frame): _from_json(seen) for frame, seen in reference[f"detections{judge}"].items()}
-    return {f"agreement{judge}": asdict(_total(boxes, theirs, confident))}
+    return {f"agreement{judge}": asdict(total_of(boxes, theirs, confident))}
 
 
 @lru_cache(maxsize=1)
@@ -201,7 +202,8 @@ def _segment(clip: Clip, settings: Settings, pictures: Sequence[Planes]) -> dict
     return score_labels(_labels(network, pictures, stride), reference, masks)
 
 
-def _total(found: Mapping[int, Boxes], truth: Mapping[int, Boxes], confident: float = CONFIDENT) -> Counts:
+def total_of(found: Mapping[int, Boxes], truth: Mapping[int, Boxes], confident: float = CONFIDENT) -> Counts:
+    """Confident boxes of all pictures against confident truth; a picture without truth has nothing in it."""
     none = Boxes.of([])
     pairs = [(boxes.above(confident), truth.get(frame, none).above(confident)) for frame, boxes in found.items()]
     return sum((count_matches(*pair) for pair in pairs), Counts())
@@ -216,7 +218,7 @@ def _score_people(truth: Mapping[int, Boxes], found: Mapping[int, Boxes]) -> dic
     none = Boxes.of([])
     people = {frame: _people(boxes) for frame, boxes in found.items()}
     unnamed = {frame: Boxes.of(truth.get(frame, none).xyxy.tolist()) for frame in found}
-    return {**asdict(_total(people, unnamed)), "ap50": average_precision((people[f], unnamed[f]) for f in people)}
+    return {**asdict(total_of(people, unnamed)), "ap50": average_precision((people[f], unnamed[f]) for f in people)}
 
 
 def _track(truth: Mapping[int, Boxes], found: Mapping[int, Detections], rate: float) -> dict[str, Any]:
