@@ -76,8 +76,9 @@ def _fuse(model: Smc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray
     for index in range(length):
         original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
         with autocast():
-            semantic, states["sem"] = model.mine(original, states["sem"])
-            seen, states["lossy"] = model.mine_lossy(lossy, states["lossy"])
+            semantic, seen, states["sem"], states["lossy"] = model.mine_both(
+                original, lossy, states["sem"], states["lossy"]
+            )
             integers = (model.sem_enc(semantic - seen).float() / (step or 1.0)).round() * (step is not None)
             restored = model.sem_dec(integers * (step or 1.0))
             fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])

@@ -154,15 +154,18 @@ class Smc(nn.Module):
         mined = self.config.sem_widths[2]
         return {"sem": zeros(mined, 4), "lossy": zeros(mined, 4), "fuse": zeros(self.config.fuse_widths[1], 2)}
 
-    def mine(self, original: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """S of the original [B, S, h/4, w/4], and the next state."""
-        semantic: tuple[Tensor, Tensor] = self.sem_net(original, state)
-        return semantic
-
     def mine_lossy(self, lossy: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """S~ of the decoded frame [B, S, h/4, w/4], and the next state."""
         semantic: tuple[Tensor, Tensor] = self.sem_net(lossy, state)
         return semantic
+
+    def mine_both(
+        self, original: Tensor, lossy: Tensor, state_sem: Tensor, state_lossy: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """S, S~ and the next states of both, in one pass: in INT8 as well, equal pictures then have equal features."""
+        count = len(original)
+        both, state = self.sem_net(torch.cat([original, lossy]), torch.cat([state_sem, state_lossy]))
+        return both[:count], both[count:], state[:count], state[count:]
 
     def fuse(self, lossy: Tensor, seen: Tensor, restored: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Lossy picture, its S~, and R^ -> fused picture [B, 24, h, w], and the next state."""
@@ -188,8 +191,9 @@ class SmcEncoder(nn.Module):
     def forward(
         self, x: Tensor, lossy: Tensor, state_sem: Tensor, state_lossy: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        semantic, next_sem = self.smc.mine(from_packed(x), state_sem)
-        seen, next_lossy = self.smc.mine_lossy(from_packed(lossy), state_lossy)
+        semantic, seen, next_sem, next_lossy = self.smc.mine_both(
+            from_packed(x), from_packed(lossy), state_sem, state_lossy
+        )
         return self.smc.sem_enc(semantic - seen), next_sem, next_lossy
 
 

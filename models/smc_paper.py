@@ -329,15 +329,18 @@ class SmcPaper(nn.Module):
             for key, count in channels.items()
         }
 
-    def mine(self, original: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """S of the original [B, S, h/8, w/8], and the next state."""
-        semantic: tuple[Tensor, Tensor] = self.sem_net(original, state)
-        return semantic
-
     def mine_lossy(self, lossy: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """S~ of the decoded frame [B, S, h/8, w/8], and the next state."""
         semantic: tuple[Tensor, Tensor] = self.sem_net_s(lossy, state)
         return semantic
+
+    def mine_both(
+        self, original: Tensor, lossy: Tensor, state_sem: Tensor, state_lossy: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """S of the original and S~ of the decoded frame [B, S, h/8, w/8], and the next states of both."""
+        semantic, next_sem = self.sem_net(original, state_sem)
+        seen, next_lossy = self.sem_net_s(lossy, state_lossy)
+        return semantic, seen, next_sem, next_lossy
 
     def fuse(self, lossy: Tensor, seen: Tensor, restored: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Lossy picture, its S~, and R^ -> fused picture [B, 24, h, w], and the next state; S^ = S~ + R^."""

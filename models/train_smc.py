@@ -152,8 +152,10 @@ class SmcTraining:
         residuals = []
         with autocast():
             for index in range(batch.original.shape[1]):
-                semantic, states["sem"] = self.model.mine(pictures(batch.original[:, index]), states["sem"])
-                seen, states["lossy"] = self.model.mine_lossy(pictures(batch.lossy[:, index]), states["lossy"])
+                pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
+                semantic, seen, states["sem"], states["lossy"] = self.model.mine_both(
+                    *pair, states["sem"], states["lossy"]
+                )
                 residuals.append(semantic - seen)
         return semantic, seen, residuals
 
@@ -189,8 +191,9 @@ class SmcTraining:
         for index in range(config.length):
             original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
             with autocast(), torch.set_grad_enabled(index == last and config.mined == 0.0):
-                semantic, states["sem"] = model.mine(original, states["sem"])
-                seen, states["lossy"] = model.mine_lossy(lossy, states["lossy"])
+                semantic, seen, states["sem"], states["lossy"] = model.mine_both(
+                    original, lossy, states["sem"], states["lossy"]
+                )
                 residual = (semantic - seen) if config.residual else semantic
                 residual = residual.contiguous(memory_format=torch.channels_last)
             with autocast(), torch.set_grad_enabled(index == last):

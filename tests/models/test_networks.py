@@ -61,8 +61,8 @@ def test_nothing_is_coded_where_the_codec_lost_nothing() -> None:
     smc = Smc(SMALL)
     states = smc.states(1, 16, 24)
     picture = torch.rand(1, 24, 16, 24)
-    semantic, _ = smc.mine(picture, states["sem"])
-    seen, _ = smc.mine_lossy(picture, states["lossy"])
+    semantic, seen, _, _ = smc.mine_both(picture, picture, states["sem"], states["lossy"])
+    assert torch.allclose(seen, smc.mine_lossy(picture, states["lossy"])[0], atol=1e-5)
     assert bool(semantic.abs().max() > 0)
     assert torch.equal(semantic, seen)
 

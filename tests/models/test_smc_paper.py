@@ -45,7 +45,7 @@ def run(model: sp.SmcPaper, original: torch.Tensor, lossy: torch.Tensor) -> Iter
     """Latent and fused picture of every frame [1, 24, h, w], one by one, states carried."""
     states = model.states(1, *original.shape[-2:])
     for picture, seen_picture in zip(original, lossy, strict=True):
-        semantic, states["sem"] = model.mine(picture, states["sem"])
+        semantic, states["sem"] = model.sem_net(picture, states["sem"])
         seen, states["lossy"] = model.mine_lossy(seen_picture, states["lossy"])
         latent = model.sem_enc(semantic - seen)
         fused, states["fuse"] = model.fuse(seen_picture, seen, model.sem_dec(latent), states["fuse"])
@@ -120,7 +120,7 @@ def test_carried_states_make_one_sequence_of_two_halves(tiny: sp.SmcPaper) -> No
         state = model.states(1, 16, 24)["sem"]
         one_by_one = []
         for frame in frames:
-            semantic, state = model.mine(frame, state)
+            semantic, state = model.sem_net(frame, state)
             one_by_one.append(semantic)
         whole = whole_sequence(model.sem_net, frames[:, 0])
     assert torch.allclose(torch.cat(one_by_one), whole, atol=1e-4)
