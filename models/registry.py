@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from scene_edge.codec.planes import ALIGN
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
-from scene_edge.models.smc import STRIDE, Smc, SmcConfig, SmcDecoder, SmcEncoder
+from scene_edge.models.sizes import AnySmc, build_smc
+from scene_edge.models.smc import SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
 
 Sample = dict[str, NDArray[Any]]
@@ -89,9 +91,11 @@ def _aligned(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, length: int = 10) -> BundleExport:
+def smc_export(
+    run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 48, length: int = 10
+) -> BundleExport:
     """SMC's two graphs, with calibration on real states and latents and integer tables fitted to real latents."""
-    model = Smc(SmcConfig())
+    model = build_smc(name)
     record = load_average(run, model)
     step = float(record.get("quality_step", 1.0))
     folder = build_cache(DataConfig(data), cache)
@@ -124,7 +128,7 @@ def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, lengt
     estimated = sum(tables.estimate_bits(gop) for gop in gops) / (len(gops) * length)
     parameters = {
         "channels": model.config.latent,
-        "stride": STRIDE,
+        "stride": model.stride,
         "max_abs": tables.max_abs,
         "tables": "tables.safetensors",
         "quality_steps": [step],
@@ -149,15 +153,15 @@ def smc_export(run: Path, data: Path, cache: Path, *, sequences: int = 48, lengt
         ),
     }
     extra = {"tables.safetensors": save(tables.to_tensors()), "weights.safetensors": _weights(model)}
-    return BundleExport("smc-s", "smc", graphs, parameters, record, extra)
+    return BundleExport(name, "smc", graphs, parameters, record, extra)
 
 
-def _smc_shapes(model: Smc, graph: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+def _smc_shapes(model: AnySmc, graph: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
     states = {f"state_{key}": tuple(value.shape) for key, value in model.states(1, rows, columns).items()}
     picture = (1, rows, columns, 24)
     if graph == "encoder":
         return {"x": picture, "lossy": picture, "state_sem": states["state_sem"], "state_lossy": states["state_lossy"]}
-    latent = (1, model.config.latent, rows // 4, columns // 4)
+    latent = (1, model.config.latent, 4 * rows // model.stride, 4 * columns // model.stride)
     return {
         "lossy": picture,
         "latent": latent,
@@ -200,7 +204,12 @@ def _weights(model: nn.Module) -> bytes:
     return save({key: value.half().numpy() for key, value in model.state_dict().items()})
 
 
-EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {"smc-s": smc_export, "scene-s": scene_export}
+EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {
+    "smc-s": smc_export,
+    "smc-m": partial(smc_export, name="smc-m"),
+    "smc-paper": partial(smc_export, name="smc-paper", sequences=8),  # its states are 30 MB a frame
+    "scene-s": scene_export,
+}
 """Model name -> its export."""
 
 
