@@ -23,8 +23,9 @@ class SemanticTermsConfig:
     """Weights and sizes; the default is the paper's (section 4.2). `mask_ratio` lies in `masked`.
 
     alpha = 0 drops masking and suppression, beta = 0 suppression alone ("SMC woNSS"); conditional = False suppresses
-    without semantics ("SMC woSem"). `weights` is the ShuffleNetV2 file, relative to the data folder. `pictures` of a
-    batch, drawn anew at each call, meet the perceptual and adversarial terms; 0 means all.
+    without semantics ("SMC woSem"). `weights` is the ShuffleNetV2 file, relative to the data folder. Of the last
+    `frames` of each clip, `pictures` of a batch, drawn anew at each call, meet the perceptual and adversarial terms; 0
+    means all. Where only the last frame learns, only the last is worth showing.
     """
 
     alpha: float = 1.0
@@ -34,6 +35,7 @@ class SemanticTermsConfig:
     components: int = 5
     conditional: bool = True
     masked: MaskedConfig = field(default_factory=MaskedConfig)
+    frames: int = 0
     pictures: int = 0
     weights: str = "models/shufflenetv2.pth"
     critic_width: int = 64
@@ -45,8 +47,10 @@ class SemanticTermsConfig:
                 raise ConfigError(
                     f"weight {name} out of range", got=getattr(self, name), allowed="0 (off) or a positive number"
                 )
-        if self.pictures < 0:
-            raise ConfigError("pictures must be counted", got=self.pictures, allowed="0 (all) or more")
+        if min(self.frames, self.pictures) < 0:
+            raise ConfigError(
+                "frames and pictures must be counted", got=(self.frames, self.pictures), allowed="0 (all) or more"
+            )
 
     @property
     def is_off(self) -> bool:
@@ -61,7 +65,7 @@ class SemanticTermsConfig:
     @classmethod
     def small(cls) -> SemanticTermsConfig:
         """The same objective in networks for a processor; its adversary is given less to say, at small batches."""
-        return cls(masked=SMALL, adversarial=0.05, pictures=3, critic_width=24)
+        return cls(masked=SMALL, adversarial=0.05, frames=1, pictures=3, critic_width=24)
 
 
 class SemanticTerms(nn.Module):
@@ -120,6 +124,7 @@ class SemanticTerms(nn.Module):
 
     def _some(self, fused: Tensor, original: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """The same few pictures of both, [N, 24, h, w] each, in the layout that convolutions like."""
+        fused, original = (clip[:, -self.config.frames :] for clip in (fused, original))  # -0 is the whole
         count = fused.shape[0] * fused.shape[1]
         index = torch.randperm(count, generator=generator)[: self.config.pictures or count].to(fused.device)
         chosen = [clip.flatten(0, 1).index_select(0, index) for clip in (fused, original)]

@@ -102,6 +102,15 @@ def test_no_limit_of_pictures_means_all(data: Path) -> None:
     assert bool((fused.grad.abs().sum((2, 3, 4)) > 0).all())
 
 
+def test_only_the_last_frames_are_shown_where_only_they_learn(data: Path) -> None:
+    terms = SemanticTerms(replace(TINY, frames=1, pictures=0, alpha=0.0), 6, data)
+    fused, original, semantic = clips(12)
+    fused.requires_grad_()
+    sum(terms(fused, original, semantic).values()).backward()  # type: ignore[union-attr]
+    assert fused.grad is not None
+    assert torch.equal(fused.grad.abs().sum((2, 3, 4)) > 0, torch.tensor([[False, False, True]] * 2))
+
+
 def test_settings_and_clips_that_make_no_sense_are_refused(data: Path) -> None:
     with pytest.raises(ConfigError, match="beta"):
         SemanticTermsConfig(beta=-1.0)
