@@ -32,7 +32,7 @@ from benchmarks.measure import CONFIDENT, ORIGINAL, Job, Settings, measure
 from benchmarks.metrics import IOU
 from benchmarks.plots import draw
 from benchmarks.summary import ANCHOR, summarise
-from benchmarks.systems import SYSTEMS, Coding, bundle_digests, parts_of
+from benchmarks.systems import SYSTEMS, Coding, bundle_digests, parts_of, semantics_of
 from benchmarks.tables import show
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError, SceneEdgeError
@@ -105,8 +105,8 @@ def coder_of(system: str, coding: Coding) -> Callable[[int], list[Any]]:
     if codec is not None:
         return lambda crf: [crf, coding.gop, codec.arguments(crf, coding.gop)]
     digests = bundle_digests(system, coding)
-    quality = [] if coding.semantic_quality is None or not parts_of(system).semantics else [coding.semantic_quality]
-    return lambda crf: [crf, coding.gop, coding.preset, digests, *quality]
+    semantics = semantics_of(system, coding)
+    return lambda crf: [crf, coding.gop, coding.preset, digests, *([semantics] if semantics else [])]
 
 
 class Records:
@@ -294,6 +294,7 @@ def run(
     zoo: Annotated[Path | None, typer.Option(help="Folder of the bundles; default: the shipped ones.")] = None,
     smc: Annotated[str | None, typer.Option(help="SMC bundle, by name or folder; default: the camera's.")] = None,
     semantic_quality: Annotated[int | None, typer.Option(help="Quality step of SMC; default: the camera's.")] = None,
+    max_share: Annotated[float | None, typer.Option(help="SMC's share of the bytes; default: the camera's.")] = None,
     anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = ANCHOR,
     detector: Annotated[Path | None, typer.Option(help="YOLOX-style ONNX; default: yolox_nano of the data.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and measure nothing.")] = False,
@@ -308,7 +309,7 @@ def run(
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     report = _report.envelope("rate_accuracy", seed=seed)
     settings = Settings(
-        coding=Coding(gop=gop, preset=preset, zoo=zoo, smc=smc, semantic_quality=semantic_quality),
+        coding=Coding(gop=gop, preset=preset, zoo=zoo, smc=smc, semantic_quality=semantic_quality, max_share=max_share),
         limit=limit,
         detect_width=detect_width,
         action_width=action_width,
@@ -345,6 +346,7 @@ def run(
         "settings": described(settings),
         "anchor": anchor,
         "bundles": {name: bundle_digests(name, settings.coding) for name in names},
+        "semantics": {name: semantics_of(name, settings.coding) for name in names if parts_of(name).semantics},
         "codecs": {name: coder_of(name, settings.coding)(35)[-1] for name in names if parts_of(name).codec},
         "wall_s": round(time.monotonic() - started_s, 1),
         "measured_now": len(todo[0]) + len(todo[1]) - len(failures),

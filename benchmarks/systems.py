@@ -86,8 +86,10 @@ class Coding:
     preset: str = "superfast"
     zoo: Path | None = None
     smc: str | None = None
-    """Name or folder of the SMC bundle, and the index of its quality; None: the camera's default."""
+    """Name or folder of the SMC bundle, the index of its quality, the share that it may take where that is left to the
+    camera; None: the camera's default."""
     semantic_quality: int | None = None
+    max_share: float | None = None
 
 
 def parts_of(system: str) -> System:
@@ -117,6 +119,8 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
         overrides["semantics.bundle"] = coding.smc
     if coding.semantic_quality is not None:
         overrides["semantics.quality"] = coding.semantic_quality
+    if coding.max_share is not None:
+        overrides["semantics.max_share"] = coding.max_share
     texts = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
     return load_config("cpu", overrides=texts, environment={})
 
@@ -126,6 +130,14 @@ def bundle_digests(system: str, coding: Coding) -> dict[str, str]:
     config, parts = camera_config(system, coding), parts_of(system)
     used = [config.scene.bundle] * parts.scene + [config.semantics.bundle] * parts.fusion
     return {name: Bundle.open(name, zoo=coding.zoo).digest.hex() for name in used}
+
+
+def semantics_of(system: str, coding: Coding) -> dict[str, object]:
+    """The settings of SMC's encoder beside its bundle; none for a system that sends no semantics."""
+    if not parts_of(system).semantics:
+        return {}
+    settings = camera_config(system, coding).semantics.model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key not in ("enabled", "bundle", "engines", "threads")}
 
 
 @lru_cache(maxsize=4)
