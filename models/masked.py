@@ -198,6 +198,7 @@ class MaskedVideo(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.embed.weight, std=TOKEN_SPREAD / math.sqrt(PATCH))
+        nn.init.normal_(self.head[1].weight, std=0.01)  # type: ignore[arg-type]  # at first all is grey, not noise
 
     def forward(self, decoded: Tensor, original: Tensor, generator: torch.Generator | None = None) -> MaskedPrediction:
         if decoded.shape != original.shape:
