@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scene_edge.codec.errors import ConfigError
+from scene_edge.models.cards import RECORD, write_card
 
 
 class Trainable(str, Enum):
@@ -33,6 +34,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of data order and weights.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    weaknesses: Annotated[str, typer.Option(help="What is known to be weak, for the model card.")] = "",
 ) -> None:
     """Train a network on real clips; interrupt it and start it again as you like.
 
@@ -42,7 +44,10 @@ def train(
     if not data.is_dir():
         raise ConfigError("no such data folder", got=str(data), hint="Give --data a folder with train/ and models/.")
     record = _trainer(model)(data=data, out=out, max_minutes=max_minutes, resume=resume, seed=seed, threads=threads)
-    (out / "record.json").write_text(json.dumps(record, indent=1))
+    if weaknesses:
+        record["weaknesses"] = weaknesses
+    (out / RECORD).write_text(json.dumps(record, indent=1))
+    write_card(out, model.value)
     typer.echo(json.dumps(record, indent=1))
 
 
