@@ -18,6 +18,7 @@ from torch import nn
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.latents import LatentTables
 from scene_edge.codec.planes import ALIGN
+from scene_edge.models.cards import CARD
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
@@ -153,6 +154,7 @@ def smc_export(
         ),
     }
     extra = {"tables.safetensors": save(tables.to_tensors()), "weights.safetensors": _weights(model)}
+    extra |= card_of(run)
     return BundleExport(name, "smc", graphs, parameters, record, extra)
 
 
@@ -196,7 +198,14 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         "prior_size": [THUMB[0] * 4, THUMB[1] * 4],
         "config": model.config.as_dict(),
     }
-    return BundleExport("scene-s", "scene", graphs, parameters, record, {"weights.safetensors": _weights(model)})
+    extra = {"weights.safetensors": _weights(model), **card_of(run)}
+    return BundleExport("scene-s", "scene", graphs, parameters, record, extra)
+
+
+def card_of(run: Path) -> dict[str, bytes]:
+    """The model card of a training run, as a file of the bundle; nothing for a run that has none."""
+    path = run / CARD
+    return {CARD: path.read_bytes()} if path.is_file() else {}
 
 
 def _weights(model: nn.Module) -> bytes:
