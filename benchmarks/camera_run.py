@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import _report
 from scene_edge.codec.errors import SceneEdgeError
 from scene_edge.codec.h264 import H264Decoder
-from scene_edge.codec.latents import LatentCoder
+from scene_edge.codec.latents import LatentEncoder
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.clip import encode_clip
 from scene_edge.edge.encoders import LibavEncoder
@@ -31,7 +31,7 @@ STAGES = (
     (LibavEncoder, "encode", "x264"),
     (H264Decoder, "decode", "local decode"),
     (SemanticEncoder, "encode", "semantics"),
-    (LatentCoder, "encode", "(entropy coding)"),
+    (LatentEncoder, "encode", "(entropy coding)"),
 )
 """Class, method, name of what is timed. Entropy coding is a part of semantics."""
 

@@ -23,10 +23,9 @@ from benchmarks import _report
 from benchmarks.clips import Clip, find_clips
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError
-from scene_edge.codec.latents import LatentCoder, LatentTables
 from scene_edge.codec.media import probe, read_video
-from scene_edge.codec.packet import KEY, SemanticPacket
-from scene_edge.codec.planes import aligned
+from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
 from scene_edge.edge.clip import EncodedClip, encode_clip
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.recording import encode_recording
@@ -55,14 +54,8 @@ def plays(path: Path) -> None:
 
 def same_latents(clip: EncodedClip, bundle: Bundle) -> int:
     """Compare the integers that the encoder coded with those in the packets' bytes; returns how many are not zero."""
-    tables = LatentTables.from_tensors(bundle.tensors(str(bundle.parameters["tables"])))
-    coder, decoded = LatentCoder(tables), []
-    shape = (tables.channels, aligned(clip.height) // 16, aligned(clip.width) // 16)
-    for packet in clip.packets:
-        received = SemanticPacket.from_bytes(packet.to_bytes())
-        if received.kind == KEY:
-            coder.reset()
-        decoded += [coder.decode(payload, shape) for payload in received.payloads]
+    decoder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, clip.width, clip.height))
+    decoded = [z for packet in clip.packets for z in decoder.decode(SemanticPacket.from_bytes(packet.to_bytes()))]
     if len(decoded) != len(clip.latents) or not all(map(np.array_equal, decoded, clip.latents)):
         raise RunError("decoded latents are not those that were coded", got=f"{len(decoded)} frames")
     return sum(int(np.count_nonzero(z)) for z in decoded)

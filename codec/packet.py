@@ -6,8 +6,8 @@ Layout, little endian, 48 bytes of header:
     session u64 | first sequence u32 | frame period u32 ns | capture time of the first frame i64 ns |
     width u16 | height u16
 
-then the length of each of `count` payloads as LEB128 varints, then the payloads, then CRC-32C u32 over all of it.
-Every length is checked against its limit and against the bytes that are there before anything is allocated.
+then the body, one for all `count` frames, then CRC-32C u32 over all of it. Every number is checked against its limit
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from scene_edge.codec.checksum import crc32c
 from scene_edge.codec.errors import PacketError
 from scene_edge.codec.identity import MAX_FRAME_SEQ, MAX_SESSION_ID, MAX_TIME_NS
 from scene_edge.codec.planes import MAX_SIDE
-from scene_edge.codec.varints import read_varint, write_varint
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage, split_video
 
 __all__ = [
     "AUDIT",
     "BIRTH",
     "CODEC_NONE",
-    "CODEC_SMC",
+    "CODEC_SMC_GOP",
     "DELTA",
     "FLAG_GOP_CUT",
     "KEY",
@@ -50,8 +49,7 @@ MAX_PACKET_BYTES = 131_072
 MAX_FRAMES = 512
 MAX_FRAME_PERIOD_NS = 2**32 - 1
 DIGEST_BYTES = 8
-_MAX_VARINT_BYTES = 3
-"""Three groups of seven bits reach past MAX_PACKET_BYTES."""
+MAX_BODY_BYTES = MAX_PACKET_BYTES - _HEADER.size - _CRC.size
 
 
 class PacketKind(IntEnum):
@@ -72,8 +70,9 @@ class PacketKind(IntEnum):
 KEY, DELTA, AUDIT, BIRTH, LEDGER = PacketKind
 
 CODEC_NONE = 0
-CODEC_SMC = 1
-"""Factorised rANS latents of `scene_edge.codec.latents`."""
+CODEC_SMC_GOP = 2
+"""The latents of all frames as one rANS message of `scene_edge.codec.latents`. 1 was a message for each frame; it is
+never reused."""
 
 FLAG_GOP_CUT = 1
 """In `flags`: the later frames of this GOP have no semantics, so a server need not wait for them."""
@@ -83,7 +82,7 @@ _DOCUMENTS = (BIRTH, LEDGER)
 
 @dataclass(frozen=True, slots=True)
 class SemanticPacket:
-    """`payloads[i]` codes frame `first_seq + i`; an empty payload says "nothing was lost here" (latents all zero).
+    """`body` codes the `count` frames from `first_seq` on; an empty one says that all their latents are zero.
 
     `capture_ns` is the first frame's, the others follow at `frame_period_ns`. `quality` indexes the bundle's steps.
     `bundle_digest` is the first 8 bytes of the digest of the bundle that made it.
@@ -100,7 +99,8 @@ class SemanticPacket:
     frame_period_ns: int
     flags: int
     quality: int
-    payloads: tuple[bytes, ...]
+    count: int
+    body: bytes
 
     def __post_init__(self) -> None:
         if self.kind not in set(PacketKind):
@@ -118,19 +118,22 @@ class SemanticPacket:
                 raise PacketError(f"{name} out of range", got=value, allowed=f"0..{limit}")
         if abs(self.capture_ns) > MAX_TIME_NS:
             raise PacketError("capture time out of range", got=self.capture_ns, allowed="a signed 64-bit number of ns")
-        _check_count(self.kind, len(self.payloads), self.first_seq)
+        _check_count(self.kind, self.count, self.first_seq)
         _check_size(self.kind, self.width, self.height)
 
     @property
-    def count(self) -> int:
-        return len(self.payloads)
-
-    @property
     def last_seq(self) -> int:
-        return self.first_seq + len(self.payloads) - 1
+        return self.first_seq + self.count - 1
 
     def to_bytes(self) -> bytes:
         """Raises PacketError if the whole is longer than MAX_PACKET_BYTES."""
+        if len(self.body) > MAX_BODY_BYTES:
+            raise PacketError(
+                "packet is too long",
+                got=f"a body of {len(self.body)} bytes",
+                allowed=f"at most {MAX_BODY_BYTES}",
+                hint="Put fewer frames into one packet.",
+            )
         header = _HEADER.pack(
             MAGIC,
             VERSION,
@@ -138,7 +141,7 @@ class SemanticPacket:
             self.codec_id,
             self.quality,
             self.flags,
-            len(self.payloads),
+            self.count,
             self.bundle_digest,
             self.session_id,
             self.first_seq,
@@ -147,24 +150,13 @@ class SemanticPacket:
             self.width,
             self.height,
         )
-        if sum(map(len, self.payloads)) > MAX_PACKET_BYTES:
-            raise PacketError(
-                "packet is too long", allowed=f"at most {MAX_PACKET_BYTES} bytes", hint="Send fewer frames."
-            )
-        body = b"".join((header, *(write_varint(len(payload)) for payload in self.payloads), *self.payloads))
-        if len(body) + _CRC.size > MAX_PACKET_BYTES:
-            raise PacketError(
-                "packet is too long",
-                got=f"{len(body) + _CRC.size} bytes",
-                allowed=f"at most {MAX_PACKET_BYTES}",
-                hint="Put fewer frames into one packet.",
-            )
-        return body + _CRC.pack(crc32c(body))
+        data = header + self.body
+        return data + _CRC.pack(crc32c(data))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SemanticPacket:
         """Raises PacketError, and nothing else, for anything but the exact bytes of a packet."""
-        body = _checked_body(data, MAGIC, _HEADER.size, MAX_PACKET_BYTES)
+        checked = _without_crc(data)
         (
             _,
             version,
@@ -180,17 +172,9 @@ class SemanticPacket:
             capture,
             width,
             height,
-        ) = _HEADER.unpack_from(body)
+        ) = _HEADER.unpack_from(checked)
         if version != VERSION:
             raise PacketError("packet of another version", got=version, allowed=VERSION, hint="Update this end.")
-        _check_count(kind, count, first_seq)
-        lengths, at = _read_varints(body, _HEADER.size, count)
-        if sum(lengths) != len(body) - at:
-            raise PacketError("payload lengths do not add up", got=sum(lengths), allowed=len(body) - at)
-        payloads = []
-        for length in lengths:
-            payloads.append(body[at : at + length])
-            at += length
         return cls(
             kind,
             codec_id,
@@ -203,7 +187,8 @@ class SemanticPacket:
             period,
             flags,
             quality,
-            tuple(payloads),
+            count,
+            checked[_HEADER.size :],
         )
 
 
@@ -223,25 +208,17 @@ def _check_size(kind: int, width: int, height: int) -> None:
             raise PacketError("picture size out of range", got=f"{width}x{height}", allowed=f"even, 2..{MAX_SIDE}")
 
 
-def _checked_body(data: bytes, magic: bytes, header_bytes: int, max_bytes: int) -> bytes:
+def _without_crc(data: bytes) -> bytes:
     """`data` without its CRC, once length, magic and CRC are right."""
-    least = header_bytes + _CRC.size
-    if not least <= len(data) <= max_bytes:
-        raise PacketError("message length out of range", got=f"{len(data)} bytes", allowed=f"{least}..{max_bytes}")
-    if data[:4] != magic:
-        raise PacketError("message does not begin with its magic", got=data[:4].hex(), allowed=magic.hex())
-    body = data[: -_CRC.size]
-    (stated,) = _CRC.unpack_from(data, len(body))
-    if crc32c(body) != stated:
+    least = _HEADER.size + _CRC.size
+    if not least <= len(data) <= MAX_PACKET_BYTES:
+        raise PacketError(
+            "message length out of range", got=f"{len(data)} bytes", allowed=f"{least}..{MAX_PACKET_BYTES}"
+        )
+    if data[:4] != MAGIC:
+        raise PacketError("message does not begin with its magic", got=data[:4].hex(), allowed=MAGIC.hex())
+    checked = data[: -_CRC.size]
+    (stated,) = _CRC.unpack_from(data, len(checked))
+    if crc32c(checked) != stated:
         raise PacketError("message is damaged: its CRC-32C does not fit", got=f"{stated:08x}")
-    return body
-
-
-def _read_varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:
-    if count > len(data) - at:
-        raise PacketError("packet is cut short", got=f"{len(data) - at} bytes for {count} lengths")
-    values = []
-    for _ in range(count):
-        value, at = read_varint(data, at, _MAX_VARINT_BYTES)
-        values.append(value)
-    return values, at
+    return checked

@@ -26,17 +26,17 @@ from scene_edge.codec.errors import EntropyError
 PRECISION = 16
 TOTAL = 1 << PRECISION
 MAX_ALPHABET = 256
-MAX_TABLES = 8192
+MAX_TABLES = 16384
 MAX_SYMBOLS = 1 << 22
 """Symbols in one message; a 4K picture's latents at stride 16 in 64 channels are half of it."""
 
 MAX_MESSAGE_BYTES = 1 << 23
 
-_CELL_BITS = 6
+_CELL_BITS = 8
 _Cell: TypeAlias = tuple[int, int, int]
 _Row: TypeAlias = tuple[list[_Cell | None], list[int], list[_Cell]]
-"""One table for the decoder: cells, cumulative, cell of each symbol. A cell covers 64 slots and holds (symbol,
-frequency, low) where one symbol has them all, else None; then a binary search decides. 8 KiB a table, against 64 for
+"""One table for the decoder: cells, cumulative, cell of each symbol. A cell covers 256 slots and holds (symbol,
+frequency, low) where one symbol has them all, else None; then a binary search decides. 2 KiB a table, against 512 for
 every slot. Plain tuples: taking apart a named one is slower."""
 
 
@@ -47,6 +47,8 @@ class Tables:
     cdf: NDArray[np.uint32]
     _low: NDArray[np.uint32] = field(init=False, repr=False)
     _frequency: NDArray[np.uint32] = field(init=False, repr=False)
+    costs: NDArray[np.float64] = field(init=False, repr=False)
+    """Ideal bits of each symbol [tables, alphabet]: for estimates, never for coding."""
     _rows: dict[int, _Row] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class Tables:
         set_field(self, "cdf", frozen)
         set_field(self, "_low", np.ascontiguousarray(frozen[:, :-1]).ravel())
         set_field(self, "_frequency", np.diff(wide, axis=1).astype(np.uint32).ravel())
+        set_field(self, "costs", PRECISION - np.log2(np.diff(wide, axis=1)))
 
     @classmethod
     def from_frequencies(cls, frequencies: ArrayLike) -> Tables:

@@ -15,7 +15,7 @@ from scene_edge.codec.sei import ANCHOR_UUID, UTC_UNKNOWN, Anchor, insert_sei
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.encoders import EncoderSettings, LibavEncoder, Sequencer, VideoEncoder
 from scene_edge.edge.gop import GopCoder, StageTime
-from scene_edge.edge.networks import Networks, open_networks
+from scene_edge.edge.networks import Networks, open_networks, quality_control
 
 
 @dataclass(slots=True)
@@ -76,6 +76,7 @@ class FrameCoder:
                 height=height,
                 frame_period_ns=round(1e9 / fps),
                 gop=config.video.gop,
+                control=quality_control(config.semantics, networks.semantics.steps, config.video.gop),
                 max_latency_ms=config.semantics.max_latency_ms,
             )
         if networks.scene is not None:

@@ -64,7 +64,14 @@ class SemanticsConfig(NetworkConfig):
     """SMC, the semantic stream beside the video."""
 
     bundle: str = Field("smc-s", min_length=1, description="A shipped bundle's name, or a bundle folder.")
-    quality: int = Field(0, ge=0, le=15, description="Index into the bundle's quality steps.")
+    quality: Annotated[int, Field(ge=0, le=15)] | Literal["auto"] = Field(
+        "auto",
+        description="Index into the bundle's quality steps, or auto: the finest that keeps within `max_share`, GOP by "
+        "GOP, and silence where none does.",
+    )
+    max_share: float = Field(
+        0.05, gt=0, le=1, description="auto: semantic packets take at most this share of the bytes of the H.264 stream."
+    )
     max_latency_ms: int | None = Field(
         None, ge=1, le=10_000, description="Send a packet after this much video at the latest; null: one for each GOP."
     )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scene_edge.codec.errors import DecoderError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.latents import FrameCode, message
 from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, SemanticPacket
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.rans import MAX_SYMBOLS
 from scene_edge.edge.semantics import SemanticEncoder
+from scene_edge.edge.share import PACKET_BYTES, QualityControl
 
 MAX_BODY_BYTES = 96_000
-"""A packet is closed before it grows past this; the message with header and topic stays below 128 KB."""
+"""A packet is closed before its frames would take more; the message with header and topic stays below 128 KB."""
 
 
 @dataclass(slots=True)
@@ -37,8 +41,17 @@ class StageTime:
 class _OpenPacket:
     kind: int
     first: AccessUnit
-    payloads: list[bytes] = field(default_factory=list)
-    body_bytes: int = 0
+    frames: list[FrameCode] = field(default_factory=list)
+    bits: float = 0.0
+    symbols: int = 0
+
+    def fits(self, code: FrameCode) -> bool:
+        return self.bits + code.bits <= 8 * MAX_BODY_BYTES and self.symbols + code.symbols <= MAX_SYMBOLS
+
+    def add(self, code: FrameCode) -> None:
+        self.frames.append(code)
+        self.bits += code.bits
+        self.symbols += code.symbols
 
 
 class GopCoder:
@@ -57,6 +70,7 @@ class GopCoder:
         height: int,
         frame_period_ns: int,
         gop: int,
+        control: QualityControl,
         max_latency_ms: int | None = None,
     ) -> None:
         self._encoder = encoder
@@ -64,11 +78,14 @@ class GopCoder:
         self._width, self._height = width, height
         self._frame_period_ns = frame_period_ns
         self._gop = gop
+        self._control = control
         self._max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1_000_000
         self._decoder = H264Decoder()
         self._open: _OpenPacket | None = None
         self._expected: int | None = None
         self._in_gop = 0
+        self._video_bytes = self._semantic_bytes = 0
+        self._chosen = False
         self.lost: Counter[str] = Counter()
         self.decode_time, self.encode_time = StageTime(), StageTime()
 
@@ -77,7 +94,9 @@ class GopCoder:
         out: list[SemanticPacket] = []
         if unit.keyframe:
             out += self._close(cut=self._in_gop > 0 and unit.frame_seq != self._expected)
+            self._account()
             self._expected, self._in_gop = unit.frame_seq, 0
+        self._video_bytes += len(unit.data)
         if self._expected is None or unit.frame_seq != self._expected:
             self.lost["gap"] += 1
             self._expected = None
@@ -88,14 +107,18 @@ class GopCoder:
             return out + self._close(cut=True)
         started_ns = time.perf_counter_ns()
         try:
-            payload = self._encoder.encode(original, lossy, unit.keyframe)
+            code = self._encoder.encode(original, lossy, self._choose if unit.keyframe else None)
         except Exception:
             # The caller decides what a failed network means; here the GOP ends, so that a later call starts clean.
             self._expected = self._open = None
             raise
         self.encode_time.add(started_ns)
+        if not _OpenPacket(KEY, unit).fits(code):
+            self.lost["too_large"] += 1
+            self._expected = None
+            return out + self._close(cut=True)
         self._expected, self._in_gop = unit.frame_seq + 1, self._in_gop + 1
-        return out + self._append(unit, payload)
+        return out + self._append(unit, code)
 
     def flush(self) -> list[SemanticPacket]:
         """The packet of a GOP that the end of the stream cut short."""
@@ -129,14 +152,24 @@ class GopCoder:
             return None
         return pictures[0][1]
 
-    def _append(self, unit: AccessUnit, payload: bytes) -> list[SemanticPacket]:
+    def _choose(self, bits: Sequence[float]) -> int | None:
+        self._chosen = True
+        return self._control.choose(self._video_bytes, bits)
+
+    def _account(self) -> None:
+        """A GOP is over: what was it worth?"""
+        if self._chosen:
+            self._control.spent(self._video_bytes, self._semantic_bytes)
+        self._chosen = False
+        self._video_bytes = self._semantic_bytes = 0
+
+    def _append(self, unit: AccessUnit, code: FrameCode) -> list[SemanticPacket]:
         out: list[SemanticPacket] = []
-        if self._open is not None and self._open.body_bytes + len(payload) > MAX_BODY_BYTES:
+        if self._open is not None and not self._open.fits(code):
             out += self._close(cut=False)
         if self._open is None:
             self._open = _OpenPacket(KEY if unit.keyframe else DELTA, unit)
-        self._open.payloads.append(payload)
-        self._open.body_bytes += len(payload) + 3
+        self._open.add(code)
         span_ns = unit.capture_ns - self._open.first.capture_ns + self._frame_period_ns
         late = self._max_latency_ns is not None and span_ns + self._frame_period_ns > self._max_latency_ns
         if late or self._in_gop >= self._gop:
@@ -147,19 +180,20 @@ class GopCoder:
         if self._open is None:
             return []
         opened, self._open = self._open, None
-        return [
-            SemanticPacket(
-                kind=opened.kind,
-                codec_id=self._encoder.codec_id,
-                bundle_digest=self._encoder.bundle.short_digest,
-                session_id=self._session_id,
-                first_seq=opened.first.frame_seq,
-                capture_ns=opened.first.capture_ns,
-                width=self._width,
-                height=self._height,
-                frame_period_ns=self._frame_period_ns,
-                flags=FLAG_GOP_CUT if cut else 0,
-                quality=self._encoder.quality,
-                payloads=tuple(opened.payloads),
-            )
-        ]
+        packet = SemanticPacket(
+            kind=opened.kind,
+            codec_id=self._encoder.codec_id,
+            bundle_digest=self._encoder.bundle.short_digest,
+            session_id=self._session_id,
+            first_seq=opened.first.frame_seq,
+            capture_ns=opened.first.capture_ns,
+            width=self._width,
+            height=self._height,
+            frame_period_ns=self._frame_period_ns,
+            flags=FLAG_GOP_CUT if cut else 0,
+            quality=self._encoder.quality,
+            count=len(opened.frames),
+            body=message(opened.frames),
+        )
+        self._semantic_bytes += PACKET_BYTES + len(packet.body)
+        return [packet]

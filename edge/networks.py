@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, SceneEdgeError
-from scene_edge.edge.config import CameraConfig, NetworkConfig, public_key_of
+from scene_edge.codec.quality import load_qualities
+from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
+from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
 from scene_edge.inference.session import Session, open_session
 
 
@@ -53,7 +56,9 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     if config.semantics.enabled:
         try:
             opener = _Opener(config, config.semantics)
-            networks.semantics = SemanticEncoder(opener.bundle, width, height, opener, quality=config.semantics.quality)
+            steps = [quality.step for quality in load_qualities(opener.bundle)]
+            quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
+            networks.semantics = SemanticEncoder(opener.bundle, width, height, opener)
             degraded += opener.fallbacks("smc")
         except SceneEdgeError as error:
             if strict:
@@ -62,6 +67,17 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no semantics: {error}")
     networks.degraded = tuple(degraded)
     return networks
+
+
+def quality_control(config: SemanticsConfig, steps: Sequence[float], gop: int) -> QualityControl:
+    """What chooses the quality of each GOP of `gop` frames. Raises ConfigError for a quality that is not in `steps`."""
+    if config.quality == "auto":
+        return ShareControl(steps, config.max_share, gop)
+    if config.quality >= len(steps):
+        raise ConfigError(
+            "the bundle has no such semantics.quality", got=config.quality, allowed=f"auto, 0..{len(steps) - 1}"
+        )
+    return FixedQuality(config.quality)
 
 
 def open_bundle(config: CameraConfig, name: str) -> Bundle:

@@ -30,7 +30,7 @@ from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.encoders import Encoded, Sequencer, VideoEncoder
 from scene_edge.edge.gop import GopCoder, StageTime
 from scene_edge.edge.ledger import Ledger
-from scene_edge.edge.networks import Networks
+from scene_edge.edge.networks import Networks, quality_control
 from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
 from scene_edge.edge.sources import Source, SourceInfo
 from scene_edge.edge.spool import Record, Spool
@@ -167,6 +167,7 @@ class Pipeline:
             height=self._info.height,
             frame_period_ns=self._info.frame_period_ns,
             gop=self._config.video.gop,
+            control=quality_control(self._config.semantics, networks.semantics.steps, self._config.video.gop),
             max_latency_ms=self._config.semantics.max_latency_ms,
         )
 

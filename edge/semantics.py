@@ -1,39 +1,42 @@
-"""SMC on the camera: original and lossy frame -> integer latents -> rANS bytes, with state that lives for one GOP."""
+"""SMC on the camera: original and lossy frame -> integer latents -> their code, with state that lives for one GOP."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
-from scene_edge.codec.latents import I16, LatentCoder, LatentTables
-from scene_edge.codec.packet import CODEC_SMC
+from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
+from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
+from scene_edge.codec.quality import latent_shape, load_qualities
 from scene_edge.edge.scene import SessionOpener, engine_name
+
+Choose = Callable[[Sequence[float]], int | None]
+"""What a GOP's first frame takes in bits at each quality -> the GOP's quality; None: it stays silent."""
 
 _STATES = {"state_sem": "next_sem", "state_lossy": "next_lossy"}
 
 
 class SemanticEncoder:
-    """Frames go in one by one, in the order of the stream. `last_latents` are the integers just coded, for tests."""
+    """Frames go in one by one, in the order of the stream. `last_latents` are the integers just coded, for tests.
 
-    codec_id = CODEC_SMC
+    `quality` is that of the GOP at hand; a silent one bears the coarsest.
+    """
 
-    def __init__(
-        self, bundle: Bundle, width: int, height: int, open_network: SessionOpener, *, quality: int = 0
-    ) -> None:
-        if bundle.kind != "smc":
-            raise BundleError(f"bundle {bundle.name} is no SMC network", got=bundle.kind, allowed="smc")
+    codec_id = CODEC_SMC_GOP
+
+    def __init__(self, bundle: Bundle, width: int, height: int, open_network: SessionOpener) -> None:
         self.bundle = bundle
-        self.quality = quality
-        self._step = _quality_step(bundle, quality)
-        tables_file: Any = bundle.parameters.get("tables")
-        if not isinstance(tables_file, str):
-            raise BundleError(f"bundle {bundle.name} names no entropy tables", got=str(tables_file))
-        self._coder = LatentCoder(LatentTables.from_tensors(bundle.tensors(tables_file)))
+        self._qualities = load_qualities(bundle)
+        self._coarsest = max(range(len(self.steps)), key=lambda index: self.steps[index])
+        self.quality = self._coarsest
+        self._coder = LatentEncoder(self._qualities[self.quality].tables)
+        self._silent = True
+        self._shape = latent_shape(bundle, width, height)
         self._width, self._height = width, height
         rows, columns = aligned(height) // 4, aligned(width) // 4
         self._zero_states = _zero_states(bundle, rows // 4, columns // 4)
@@ -45,8 +48,16 @@ class SemanticEncoder:
     def engine(self) -> str:
         return engine_name(self._session)
 
-    def encode(self, original: Planes, lossy: Planes, key: bool) -> bytes:
-        """One frame's payload. `key` begins a GOP: all state starts from zero. Raises EngineError."""
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The quantiser step of each quality."""
+        return tuple(quality.step for quality in self._qualities)
+
+    def encode(self, original: Planes, lossy: Planes, choose: Choose | None = None) -> FrameCode:
+        """One frame. `choose` begins a GOP: all state starts from zero. Raises EngineError.
+
+        The rest of a silent GOP does not run the network.
+        """
         for picture in (original, lossy):
             if (picture.width, picture.height) != (self._width, self._height):
                 raise EngineError(
@@ -54,16 +65,31 @@ class SemanticEncoder:
                     got=f"{picture.width}x{picture.height}",
                     allowed=f"{self._width}x{self._height}",
                 )
-        if key:
-            self._states = dict(self._zero_states)
-            self._coder.reset()
-        out = self._session.run({"x": pack(original)[None], "lossy": pack(lossy)[None], **self._states})
-        self._states = {name: out[following] for name, following in _STATES.items()}
-        self.last_latents = quantise(out["latent"], self._step)
-        return self._coder.encode(self.last_latents)
+        latents: I16 = np.zeros(self._shape, np.int16)
+        if choose is not None or not self._silent:
+            latent = self._run(original, lossy, key=choose is not None)
+            if choose is not None:
+                self._begin(latent, choose)
+            if not self._silent:
+                latents = quantise(latent, self.steps[self.quality])
+        self.last_latents = latents
+        return self._coder.encode(latents)
 
     def close(self) -> None:
         self._session.close()
+
+    def _run(self, original: Planes, lossy: Planes, key: bool) -> NDArray[np.generic]:
+        states = self._zero_states if key else self._states
+        out = self._session.run({"x": pack(original)[None], "lossy": pack(lossy)[None], **states})
+        self._states = {name: out[following] for name, following in _STATES.items()}
+        return out["latent"]
+
+    def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
+        bits = [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in self._qualities]
+        quality = choose(bits)
+        self._silent = quality is None
+        self.quality = self._coarsest if quality is None else quality
+        self._coder = LatentEncoder(self._qualities[self.quality].tables)
 
 
 def quantise(latent: NDArray[np.generic], step: float) -> I16:
@@ -75,15 +101,6 @@ def quantise(latent: NDArray[np.generic], step: float) -> I16:
         raise EngineError("the semantic encoder's latent is not finite", hint="Run: scene-edge doctor")
     latents: I16 = np.clip(scaled, -32768, 32767).astype(np.int16)
     return latents
-
-
-def _quality_step(bundle: Bundle, quality: int) -> float:
-    steps: Any = bundle.parameters.get("quality_steps")
-    if not (isinstance(steps, list) and steps and all(isinstance(step, (int, float)) and step > 0 for step in steps)):
-        raise BundleError(f"bundle {bundle.name}: quality_steps must be a list of positive numbers", got=str(steps))
-    if not 0 <= quality < len(steps):
-        raise BundleError(f"bundle {bundle.name} has no such quality", got=quality, allowed=f"0..{len(steps) - 1}")
-    return float(steps[quality])
 
 
 def _zero_states(bundle: Bundle, rows: int, columns: int) -> dict[str, NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from torch import nn
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.latents import LatentTables
 from scene_edge.codec.planes import ALIGN
+from scene_edge.codec.quality import tensors_of
 from scene_edge.models.cards import CARD
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
@@ -95,17 +96,21 @@ def _aligned(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def smc_export(
     run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 48, length: int = 10
 ) -> BundleExport:
-    """SMC's two graphs, with calibration on real states and latents and integer tables fitted to real latents."""
+    """SMC's two graphs, with calibration on real states and latents, and integer tables for each quality.
+
+    The qualities are the record's `quality_steps`. Tables are fitted to the latents of all sequences; the decoder is
+    calibrated with one quality after the other.
+    """
     model = build_smc(name)
     record = load_average(run, model)
-    step = float(record.get("quality_step", 1.0))
+    steps = [float(step) for step in record.get("quality_steps", [1.0])]
     folder = build_cache(DataConfig(data), cache)
     encoder, decoder = SmcEncoder(model), SmcDecoder(model)
     encoder_samples: list[Sample] = []
     decoder_samples: list[Sample] = []
     gops = []
-    for sequence in _sequences(folder, 11, sequences, length):
-        latents = []
+    for number, sequence in enumerate(_sequences(folder, 11, sequences, length)):
+        latents, step = [], steps[number % len(steps)]
         states = model.states(1, *sequence["original"].shape[1:3])
         for index, (original, lossy) in enumerate(zip(sequence["original"], sequence["lossy"], strict=True)):
             x, seen = torch.from_numpy(original[None]), torch.from_numpy(lossy[None])
@@ -123,18 +128,16 @@ def smc_export(
                 decoder_samples.append({key: value.numpy() for key, value in given.items()})
             _, _, next_fuse = decoder(seen, z * step, states["lossy"], states["fuse"])
             states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
-            latents.append(z[0].numpy().astype(np.int16))
+            latents.append(latent[0].numpy())
         gops.append(np.stack(latents))
-    tables = LatentTables.fit(gops)
-    estimated = sum(tables.estimate_bits(gop) for gop in gops) / (len(gops) * length)
+    tables, mean_bits = _fit_tables(gops, steps)
     parameters = {
         "channels": model.config.latent,
         "stride": model.stride,
-        "max_abs": tables.max_abs,
         "tables": "tables.safetensors",
-        "quality_steps": [step],
+        "quality_steps": steps,
         "config": model.config.as_dict(),
-        "mean_bits_per_frame": round(estimated, 1),
+        "mean_bits_per_frame": mean_bits,
     }
     sizes = [{"rows": rows, "columns": columns} for rows, columns in LITERT_SIZES]
     graphs = {
@@ -153,9 +156,20 @@ def smc_export(
             [_smc_shapes(model, "decoder", **size) for size in sizes],
         ),
     }
-    extra = {"tables.safetensors": save(tables.to_tensors()), "weights.safetensors": _weights(model)}
+    extra = {"tables.safetensors": save(tensors_of(tables)), "weights.safetensors": _weights(model)}
     extra |= card_of(run)
     return BundleExport(name, "smc", graphs, parameters, record, extra)
+
+
+def _fit_tables(gops: list[NDArray[np.float32]], steps: list[float]) -> tuple[list[LatentTables], list[float]]:
+    """Entropy tables of each quality from latents [T, C, h, w] as the network gives them, and the mean bits a frame."""
+    tables, mean_bits = [], []
+    for step in steps:
+        integers = [np.rint(gop / step).astype(np.int16) for gop in gops]
+        tables.append(LatentTables.fit(integers))
+        bits = sum(tables[-1].estimate_bits(gop) for gop in integers)
+        mean_bits.append(round(bits / sum(map(len, gops)), 1))
+    return tables, mean_bits
 
 
 def _smc_shapes(model: AnySmc, graph: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:

@@ -14,10 +14,10 @@ import structlog
 from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle, shipped_bundles, shipped_zoo
-from scene_edge.codec.errors import BundleError, EntropyError, FormatError, PacketError
-from scene_edge.codec.latents import LatentCoder, LatentTables
-from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
+from scene_edge.codec.errors import BundleError, FormatError, PacketError
+from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes, aligned, pack, unpack
+from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
 from scene_edge.inference.session import Session, open_session
 
 PREFERENCE = ("openvino", "onnx", "litert")
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 class FusionDecoder:
     """SMC decoder of one camera and size. Not thread-safe: one owner.
 
-    Shapes: pictures width x height; latents int16 [C, aligned(H)/16, aligned(W)/16]. Raises BundleError for a bundle
+    Shapes: pictures width x height; latents int16 `latent_shape`. Raises BundleError for a bundle
     of another kind, EngineError where no runtime opens it.
     """
 
@@ -43,30 +43,19 @@ class FusionDecoder:
         threads: int | None = None,
         session: Session | None = None,
     ) -> None:
-        parameters = bundle.parameters
-        try:
-            self._steps = tuple(float(step) for step in parameters["quality_steps"])
-            self._channels = int(parameters["channels"])
-            self._tables = LatentTables.from_tensors(bundle.tensors(str(parameters["tables"])))
-        except (KeyError, TypeError, EntropyError) as error:
-            raise BundleError(
-                f"bundle {bundle.name} is no SMC bundle", got=repr(error), allowed="channels, quality_steps, tables"
-            ) from error
+        qualities = load_qualities(bundle)
+        self._first_step = qualities[0].step
+        self.latent_shape = latent_shape(bundle, width, height)
         self.bundle, self.width, self.height = bundle, width, height
         self._h, self._w = aligned(height) // 4, aligned(width) // 4
         self.session = session or open_session(
             bundle, "decoder", height=self._h, width=self._w, prefer=prefer, precision=precision, threads=threads
         )
-        self._coder = LatentCoder(self._tables)
-        self._next_seq: int | None = None
+        self._packets = PacketDecoder(qualities, self.latent_shape)
         shapes = {name: info.shape for name, info in self.session.inputs.items()}
         self._zero_lossy = np.zeros(shapes["state_lossy"], np.float32)
         self._zero_fuse = np.zeros(shapes["state_fuse"], np.float32)
         self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._channels, self._h // 4, self._w // 4
 
     @property
     def engine(self) -> str:
@@ -78,19 +67,12 @@ class FusionDecoder:
         Raises PacketError for a packet that is made for another bundle, size or place in the GOP, EntropyError for a
         damaged payload; after either, packets are refused until the next key packet.
         """
-        follows, self._next_seq = self._next_seq, None
-        self._check(packet, follows)
-        if packet.kind == KEY:
-            self._coder.reset()
-        latents = [self._coder.decode(payload, self.latent_shape) for payload in packet.payloads]
-        self._next_seq = packet.first_seq + len(latents)
-        return latents
+        self._check(packet)
+        return self._packets.decode(packet)
 
     def step_of(self, packet: SemanticPacket) -> float:
-        """The quantiser step that belongs to a packet's quality."""
-        if not 0 <= packet.quality < len(self._steps):
-            raise PacketError("unknown quality", got=packet.quality, allowed=f"0..{len(self._steps) - 1}")
-        return self._steps[packet.quality]
+        """The quantiser step that belongs to a packet's quality. Raises PacketError."""
+        return self._packets.quality_of(packet).step
 
     def fuse(self, lossy: Planes, latent: NDArray[np.int16] | None, key: bool, step: float | None = None) -> Planes:
         """The fused picture. `key` starts a GOP (states are cleared); latent None is a frame without semantics."""
@@ -102,7 +84,7 @@ class FusionDecoder:
             self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
         values = np.zeros((1, *self.latent_shape), np.float32)
         if latent is not None:
-            np.multiply(latent, np.float32(self._steps[0] if step is None else step), out=values[0])
+            np.multiply(latent, np.float32(self._first_step if step is None else step), out=values[0])
         out = self.session.run(
             {
                 "lossy": pack(lossy)[None],
@@ -117,9 +99,7 @@ class FusionDecoder:
     def close(self) -> None:
         self.session.close()
 
-    def _check(self, packet: SemanticPacket, follows: int | None) -> None:
-        if packet.kind not in (KEY, DELTA):
-            raise PacketError("not a packet of latents", got=f"kind {packet.kind}", allowed="key, delta")
+    def _check(self, packet: SemanticPacket) -> None:
         if packet.bundle_digest != self.bundle.short_digest:
             raise PacketError("packet was made with another bundle", got=packet.bundle_digest.hex())
         if (packet.width, packet.height) != (self.width, self.height):
@@ -128,9 +108,6 @@ class FusionDecoder:
                 got=f"{packet.width}x{packet.height}",
                 allowed=f"{self.width}x{self.height}",
             )
-        if packet.kind == DELTA and packet.first_seq != follows:
-            raise PacketError("a delta packet does not follow the one before", got=packet.first_seq, allowed=follows)
-        self.step_of(packet)
 
 
 class LatentFeed:
@@ -145,13 +122,12 @@ class LatentFeed:
         """(latent, step) of frame `seq`. Raises PacketError or EntropyError once per bad packet, then gives None."""
         if packet is None:
             return None, None
-        key = (packet.session_id, packet.first_seq, len(packet.payloads))
+        key = (packet.session_id, packet.first_seq, packet.count)
         if key != self._seen:
             self._seen = key
             self._ready.clear()
-            step = self.decoder.step_of(packet)
-            for offset, latent in enumerate(self.decoder.decode_packet(packet)):
-                self._ready[packet.first_seq + offset] = (latent, step)
+            latents, step = self.decoder.decode_packet(packet), self.decoder.step_of(packet)
+            self._ready = {packet.first_seq + offset: (latent, step) for offset, latent in enumerate(latents)}
         return self._ready.pop(seq, (None, None))
 
 

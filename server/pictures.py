@@ -316,14 +316,21 @@ def _result(
     joined: Joined, unit: VideoUnit, picture: str, tracks: tuple[Track, ...] = (), actions: tuple[Action, ...] = ()
 ) -> FrameResult:
     packet = joined.packet
-    semantic_bytes = len(packet.payloads[joined.frame_seq - packet.first_seq]) if packet is not None else 0
     return FrameResult(
         joined.frame_seq,
         unit.utc_ns,
         joined.status.value,
         picture,
         len(unit.data),
-        semantic_bytes,
+        _body_share(packet, joined.frame_seq),
         tracks,
         actions,
     )
+
+
+def _body_share(packet: SemanticPacket | None, seq: int) -> int:
+    """A frame's part of its packet's body in bytes: equal parts that add up, for frames have no bytes of their own."""
+    if packet is None:
+        return 0
+    index, size = seq - packet.first_seq, len(packet.body)
+    return size * (index + 1) // packet.count - size * index // packet.count

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scene_edge.codec import rans
-from scene_edge.codec.latents import LatentCoder, LatentTables
+from scene_edge.codec.latents import LatentDecoder, LatentTables
 from scene_edge.codec.packet import SemanticPacket, VideoMessage
 from scene_edge.codec.sei import Anchor, read_anchor
 from tests.golden import recipes
@@ -33,11 +33,8 @@ def test_golden_files_decode_to_what_they_were_made_of() -> None:
 
 def test_golden_latents_decode_with_the_golden_tables() -> None:
     words = np.frombuffer((recipes.FOLDER / "latent_tables.bin").read_bytes(), "<u2").astype(np.uint16)
-    symbols, gates = words[: 6 * 4 * 16].reshape(6, 4, 16), words[6 * 4 * 16 :].reshape(6, 3, 2)
-    coder = LatentCoder(LatentTables.from_tensors({"symbols": symbols, "gates": gates}))
-    data, frames = (recipes.FOLDER / "latents.bin").read_bytes(), []
-    while data:
-        size = int.from_bytes(data[:2], "little")
-        frames.append(coder.decode(data[2 : 2 + size], (6, 8, 10)))
-        data = data[2 + size :]
+    flags, places, values = np.split(words, [3 * 2, 3 * 2 + 244 * 2])
+    tensors = {"flags": flags.reshape(3, 2), "places": places.reshape(244, 2), "values": values.reshape(6, 40, 16)}
+    decoder = LatentDecoder(LatentTables.from_tensors(tensors))
+    frames = decoder.decode((recipes.FOLDER / "latents.bin").read_bytes(), 4, (6, 8, 10))
     assert np.array_equal(np.stack(frames), recipes.latent_gop())

@@ -36,20 +36,21 @@ def refixed(body: bytes) -> bytes:
 def packets(draw: st.DrawFn) -> SemanticPacket:
     kind = draw(st.sampled_from(PacketKind))
     most = 1 if kind in (BIRTH, LEDGER) else 40
-    payloads = draw(st.lists(st.binary(max_size=300), min_size=1, max_size=most))
+    count = draw(st.integers(1, most))
     return SemanticPacket(
         kind=kind,
         codec_id=draw(st.integers(0, 255)),
         bundle_digest=draw(st.binary(min_size=8, max_size=8)),
         session_id=draw(st.integers(0, 2**64 - 1)),
-        first_seq=draw(st.integers(0, 2**32 - len(payloads))),
+        first_seq=draw(st.integers(0, 2**32 - count)),
         capture_ns=draw(st.integers(-(2**63) + 1, 2**63 - 1)),
         width=draw(st.integers(1, 4096)) * 2,
         height=draw(st.integers(1, 4096)) * 2,
         frame_period_ns=draw(st.integers(0, 2**32 - 1)),
         flags=draw(st.integers(0, 2**16 - 1)),
         quality=draw(st.integers(0, 255)),
-        payloads=tuple(payloads),
+        count=count,
+        body=draw(st.binary(max_size=3000)),
     )
 
 
@@ -113,15 +114,13 @@ def test_random_bytes_behind_a_good_header(tail: bytes) -> None:
         SemanticPacket.from_bytes(refixed(body))
     except PacketError:
         return
-    assert tail
 
 
-def test_a_lying_count_allocates_nothing() -> None:
+def test_a_large_count_allocates_nothing() -> None:
     body = bytearray(GOLDEN["packet_key"][:-4])
     struct.pack_into("<H", body, 10, 512)
     tracemalloc.start()
-    with pytest.raises(PacketError, match=r"cut short|add up|lengths"):
-        SemanticPacket.from_bytes(refixed(bytes(body[:60])))
+    assert SemanticPacket.from_bytes(refixed(bytes(body[:60]))).count == 512
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 16
@@ -140,8 +139,8 @@ def test_a_lying_count_allocates_nothing() -> None:
         ({"capture_ns": 1 << 63}, "capture time"),
         ({"first_seq": 2**32 - 1}, "sequence"),
         ({"first_seq": -1}, "sequence"),
-        ({"payloads": ()}, "number of frames"),
-        ({"payloads": (b"",) * (MAX_FRAMES + 1)}, "number of frames"),
+        ({"count": 0}, "number of frames"),
+        ({"count": MAX_FRAMES + 1}, "number of frames"),
         ({"width": 0}, "picture size"),
         ({"width": 161}, "picture size"),
         ({"height": 8194}, "picture size"),
@@ -154,12 +153,12 @@ def test_values_out_of_range_are_named(change: dict[str, object], complaint: str
 
 def test_the_longest_packet_and_one_byte_more() -> None:
     packet = recipes.packets()["packet_key"]
-    room = MAX_PACKET_BYTES - 48 - 4 - 3
-    longest = replace(packet, payloads=(bytes(room),)).to_bytes()
+    room = MAX_PACKET_BYTES - 48 - 4
+    longest = replace(packet, body=bytes(room)).to_bytes()
     assert len(longest) == MAX_PACKET_BYTES
-    assert SemanticPacket.from_bytes(longest).payloads == (bytes(room),)
+    assert SemanticPacket.from_bytes(longest).body == bytes(room)
     with pytest.raises(PacketError, match="too long"):
-        replace(packet, payloads=(bytes(room + 1),)).to_bytes()
+        replace(packet, body=bytes(room + 1)).to_bytes()
     with pytest.raises(PacketError, match="length out of range"):
         SemanticPacket.from_bytes(longest + b"\x00")
 
@@ -171,8 +170,7 @@ def test_a_future_version_says_what_to_do() -> None:
         SemanticPacket.from_bytes(refixed(bytes(body)))
 
 
-def test_what_a_gop_costs_beside_its_payloads() -> None:
-    payloads = tuple(bytes(18) for _ in range(30))
-    packet = replace(recipes.packets()["packet_key"], kind=KEY, payloads=payloads)
-    assert len(packet.to_bytes()) - 30 * 18 == 48 + 30 + 4
+def test_what_a_gop_costs_beside_its_body() -> None:
+    packet = replace(recipes.packets()["packet_key"], kind=KEY, count=30, body=bytes(30 * 18))
+    assert len(packet.to_bytes()) - 30 * 18 == 48 + 4
     assert (packet.count, packet.last_seq) == (30, 329)

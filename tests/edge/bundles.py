@@ -9,6 +9,7 @@ import numpy as np
 
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.latents import LatentTables
+from scene_edge.codec.quality import tensors_of
 
 CHANNELS = 2
 FLOAT, UINT8 = 1, 2
@@ -89,14 +90,14 @@ def smc_bundle(folder: Path) -> Bundle:
     ]
     _save(folder / "encoder.fp32.onnx", "encoder", nodes, inputs, outputs, constants)
     random = np.random.default_rng(5)
-    tables = LatentTables.fit([random.integers(-4, 5, (8, CHANNELS, 4, 6))], max_abs=6)
-    save_file(tables.to_tensors(), folder / "tables.safetensors")
+    dense, sparse = random.integers(-4, 5, (8, CHANNELS, 4, 6)), random.integers(-1, 2, (8, CHANNELS, 4, 6))
+    tables = [LatentTables.fit([dense], max_abs=6), LatentTables.fit([dense // 2]), LatentTables.fit([sparse])]
+    save_file(tensors_of(tables), folder / "tables.safetensors")
     parameters = {
         "channels": CHANNELS,
         "stride": 16,
-        "max_abs": 6,
         "tables": "tables.safetensors",
-        "quality_steps": [1.0, 2.0],
+        "quality_steps": [1.0, 2.0, 8.0],
     }
     golden = {
         "x": random.integers(0, 255, (1, 16, 24, 24), dtype=np.uint8),

@@ -35,7 +35,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def configure(zoo: Path) -> Configure:
-    """Settings with the tiny bundles, a small testsrc and short GOPs; any `section.key=value` on top."""
+    """Settings with the tiny bundles at their finest, a small testsrc, short GOPs; any `section.key=value` on top."""
 
     def make(*overrides: str) -> CameraConfig:
         base = [
@@ -46,6 +46,7 @@ def configure(zoo: Path) -> Configure:
             "semantics.engines=[onnx]",
             "scene.precision=fp32",
             "semantics.precision=fp32",
+            "semantics.quality=0",
             "source.url=testsrc:",
             "source.width=96",
             "source.height=64",

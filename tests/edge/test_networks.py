@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,20 @@ import pytest
 from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.errors import BundleError, ConfigError, EngineError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import AccessUnit
-from scene_edge.codec.latents import LatentCoder, LatentTables
+from scene_edge.codec.latents import FrameCode, message
 from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, MAX_PACKET_BYTES, SemanticPacket
 from scene_edge.codec.planes import Planes, pack
+from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
+from scene_edge.codec.rans import Tables
 from scene_edge.edge.clip import encode_clip
 from scene_edge.edge.gop import GopCoder
 from scene_edge.edge.networks import open_networks
 from scene_edge.edge.scene import SceneFilter, thumbnail
 from scene_edge.edge.semantics import SemanticEncoder, quantise
+from scene_edge.edge.share import PACKET_BYTES, FixedQuality
 from scene_edge.edge.sources import TestSource
 from scene_edge.inference.session import Session, open_session
 from tests.edge.conftest import Configure
@@ -93,17 +96,34 @@ def test_wrong_kinds_sizes_and_parameters_are_refused(zoo: Path) -> None:
         SceneFilter(smc, 96, 64, onnx_session)
     with pytest.raises(BundleError, match="no SMC"):
         SemanticEncoder(scene, 96, 64, onnx_session)
-    with pytest.raises(BundleError, match="quality"):
-        SemanticEncoder(smc, 96, 64, onnx_session, quality=2)
     with pytest.raises(EngineError, match="another size"):
         SceneFilter(scene, 96, 64, onnx_session).apply(flat(1, 64, 64), 0)
     with pytest.raises(EngineError, match="another size"):
-        SemanticEncoder(smc, 96, 64, onnx_session).encode(flat(1), flat(1, 64, 64), True)
+        SemanticEncoder(smc, 96, 64, onnx_session).encode(flat(1), flat(1, 64, 64), finest)
     good = scene.parameters
     for name, value in (("prior_size", [72]), ("prior_size", [73, 128]), ("prior_period_ms", "often")):
         scene.parameters = {**good, name: value}
         with pytest.raises(BundleError, match=name):
             SceneFilter(scene, 96, 64, onnx_session)
+    good = smc.parameters
+    for name, broken in (
+        ("quality_steps", []),
+        ("quality_steps", [1.0, -1.0]),
+        ("quality_steps", [1.0] * 17),
+        ("tables", None),
+        ("channels", 3),
+        ("stride", 12),
+    ):
+        smc.parameters = {**good, name: broken}
+        with pytest.raises(BundleError, match=name):
+            SemanticEncoder(smc, 96, 64, onnx_session)
+    smc.parameters = {**good, "quality_steps": [1.0, 2.0, 4.0, 8.0]}
+    with pytest.raises(BundleError, match=r"q3\.flags"):
+        load_qualities(smc)
+
+
+def finest(_bits: Sequence[float]) -> int | None:
+    return 0
 
 
 def test_latents_are_rounded_and_clipped() -> None:
@@ -121,7 +141,7 @@ def test_state_lives_for_one_gop(zoo: Path) -> None:
     encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
     found = []
     for step in range(6):
-        encoder.encode(flat(50), flat(48), key=step % 3 == 0)
+        encoder.encode(flat(50), flat(48), finest if step % 3 == 0 else None)
         assert encoder.last_latents is not None
         assert len(np.unique(encoder.last_latents)) == 1
         found.append(int(encoder.last_latents.flat[0]))
@@ -132,12 +152,35 @@ def test_state_lives_for_one_gop(zoo: Path) -> None:
 
 def test_equal_pictures_at_a_keyframe_cost_nothing(zoo: Path) -> None:
     encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
-    assert encoder.encode(flat(50), flat(50), key=True) == b""
+    assert message([encoder.encode(flat(50), flat(50), finest)]) == b""
+
+
+def test_the_first_frame_is_offered_at_each_quality_and_silence_runs_no_network(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
+    assert encoder.steps == (1.0, 2.0, 8.0)
+    offers: list[Sequence[float]] = []
+
+    def pick(bits: Sequence[float]) -> int | None:
+        offers.append(bits)
+        return (2, 1, None)[len(offers) - 1]
+
+    found = []
+    for step in range(6):
+        if step == 5:
+            monkeypatch.setattr(encoder, "_run", None)
+        encoder.encode(flat(60), flat(44), pick if step % 2 == 0 else None)
+        assert encoder.last_latents is not None
+        found.append((encoder.quality, int(encoder.last_latents.flat[0])))
+    assert found == [(2, 2), (2, 2), (1, 8), (1, 8), (2, 0), (2, 0)]
+    assert all(len(bits) == 3 and bits[0] > bits[1] > bits[2] > 0 for bits in offers)
 
 
 def gop_coder(zoo: Path, **settings: Any) -> GopCoder:
     encoder = SemanticEncoder(Bundle.open("smc-tiny", zoo=zoo), 96, 64, onnx_session)
     options: dict[str, Any] = {"session_id": 7, "width": 96, "height": 64, "frame_period_ns": 40_000_000, "gop": 5}
+    options["control"] = FixedQuality(0)
     return GopCoder(encoder, **(options | settings))
 
 
@@ -182,12 +225,9 @@ def test_a_latency_limit_splits_the_gop(zoo: Path, stream: Stream) -> None:
 def check_latents(zoo: Path, packets: list[SemanticPacket], expected_from: GopCoder) -> None:
     """Packets decode in order, as the server does it, without an error."""
     bundle = Bundle.open("smc-tiny", zoo=zoo)
-    decoder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
+    decoder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, 96, 64))
     for packet in packets:
-        if packet.kind == KEY:
-            decoder.reset()
-        for payload in packet.payloads:
-            decoder.decode(payload, (2, 4, 6))
+        assert len(decoder.decode(packet)) == packet.count
     assert not expected_from.lost
 
 
@@ -236,11 +276,54 @@ def test_an_access_unit_that_does_not_decode_costs_its_gop(zoo: Path, stream: St
 
 def test_a_packet_never_outgrows_a_message(zoo: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     coder = gop_coder(zoo)
-    monkeypatch.setattr(coder._encoder, "encode", lambda *_args: bytes(50_000))
+    coins, zeros = Tables.from_frequencies([[32768, 32768]]), np.zeros(400_000, np.int64)
+    large = FrameCode(((zeros + 1, zeros, coins),), 400_000.0, 400_000)
+    monkeypatch.setattr(coder._encoder, "encode", lambda *_args: large)
     packets = [packet for unit, original in zip(*stream, strict=True) for packet in coder.push(unit, original)]
     assert all(len(packet.to_bytes()) <= MAX_PACKET_BYTES for packet in packets)
     assert [seq for packet in packets for seq in range(packet.first_seq, packet.last_seq + 1)] == list(range(15))
     assert {packet.kind for packet in packets if packet.first_seq % 5} == {DELTA}
+
+
+def test_a_frame_that_fits_no_packet_costs_its_gop(zoo: Path, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = gop_coder(zoo)
+    real, calls = coder._encoder.encode, iter(range(100))
+
+    def encode(*args: Any) -> FrameCode:
+        code = real(*args)
+        return replace(code, bits=1e6) if next(calls) == 6 else code
+
+    monkeypatch.setattr(coder._encoder, "encode", encode)
+    packets = [packet for unit, original in zip(*stream, strict=True) for packet in coder.push(unit, original)]
+    assert [(packet.first_seq, packet.count, packet.flags) for packet in packets] == [
+        (0, 5, 0), (5, 1, FLAG_GOP_CUT), (10, 5, 0)
+    ]  # fmt: skip
+    assert coder.lost == {"too_large": 1, "gap": 3}
+
+
+def test_the_control_is_asked_at_keyframes_and_told_what_was_spent(zoo: Path, stream: Stream) -> None:
+    class Watching(FixedQuality):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.asked: list[int] = []
+            self.told: list[tuple[int, int]] = []
+
+        def choose(self, keyframe_bytes: int, bits: Sequence[float]) -> int | None:
+            self.asked.append(keyframe_bytes)
+            return None if len(self.asked) == 2 else super().choose(keyframe_bytes, bits)
+
+        def spent(self, video_bytes: int, semantic_bytes: int) -> None:
+            self.told.append((video_bytes, semantic_bytes))
+
+    control = Watching()
+    coder = gop_coder(zoo, control=control)
+    packets = [packet for unit, original in zip(*stream, strict=True) for packet in coder.push(unit, original)]
+    sizes = [len(unit.data) for unit in stream[0]]
+    assert control.asked == [sizes[0], sizes[5], sizes[10]]
+    spent = [len(packet.to_bytes()) for packet in packets]
+    assert control.told == [(sum(sizes[0:5]), spent[0]), (sum(sizes[5:10]), spent[1])]
+    assert [(packet.quality, bool(packet.body)) for packet in packets] == [(1, True), (2, False), (1, True)]
+    assert spent[1] == PACKET_BYTES
 
 
 def test_a_failed_network_ends_the_gop_and_the_next_begins_clean(
@@ -250,7 +333,7 @@ def test_a_failed_network_ends_the_gop_and_the_next_begins_clean(
     pairs = list(zip(*stream, strict=True))
     real = coder._encoder.encode
 
-    def broken(*_args: object) -> bytes:
+    def broken(*_args: object) -> FrameCode:
         raise EngineError("broken")
 
     coder.push(*pairs[0])
@@ -269,16 +352,14 @@ def test_a_clip_is_coded_from_the_picture_that_the_server_will_see(configure: Co
     clip = encode_clip(originals, 25, configure("scene.enabled=false"), session_id=99)
     decoder = H264Decoder()
     bundle = Bundle.open("smc-tiny", zoo=zoo)
-    coder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
-    payloads = [payload for packet in clip.packets for payload in packet.payloads]
-    for index, (unit, payload) in enumerate(zip(clip.access_units, payloads, strict=True)):
+    coder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, clip.width, clip.height))
+    latents = [z for packet in clip.packets for z in coder.decode(packet)]
+    for index, (unit, latent) in enumerate(zip(clip.access_units, latents, strict=True)):
         ((_, lossy),) = decoder.decode(unit.data, index)
         difference = pack(originals[index]).astype(np.float32)[..., :2] - pack(lossy)[..., :2]
         cells = difference.reshape(4, 4, 6, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
         expected = np.rint(cells + index % 5)
-        if index % 5 == 0:
-            coder.reset()
-        assert np.array_equal(coder.decode(payload, (2, 4, 6)), expected)
+        assert np.array_equal(latent, expected)
         assert np.array_equal(clip.latents[index], expected)
     assert clip.bytes["total"] == clip.bytes["video"] + clip.bytes["semantic"] + clip.bytes["sei"]
     assert clip.bytes["semantic"] == sum(len(packet.to_bytes()) for packet in clip.packets)
@@ -292,6 +373,28 @@ def test_a_clip_is_the_same_twice(configure: Configure) -> None:
     assert one.packets == two.packets
     assert set(one.ms) == {"scene", "encode", "decode", "semantics"}
     assert one.kbps["total"] == pytest.approx(one.bytes["total"] * 8 / 1000 / (7 / 25))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3])
+def test_auto_keeps_to_its_share_and_says_the_same_twice(configure: Configure, share: float) -> None:
+    config = configure("semantics.quality=auto", f"semantics.max_share={share}", "scene.enabled=false", "video.crf=10")
+    one, two = (encode_clip(pictures(60), 25, config, session_id=1) for _ in range(2))
+    assert one.packets == two.packets
+    silent = PACKET_BYTES * sum(not packet.body for packet in one.packets)
+    dearest = max(len(packet.to_bytes()) for packet in one.packets)
+    assert one.bytes["semantic"] - silent <= share * one.bytes["video"] + dearest
+    assert any(packet.body for packet in one.packets) == (share == 0.3)
+    assert all(not latent.any() for latent in one.latents) == (share == 0.001)
+
+
+def test_a_quality_that_the_bundle_does_not_have(configure: Configure) -> None:
+    config = configure("semantics.quality=3")
+    with pytest.raises(ConfigError, match=r"semantics\.quality"):
+        open_networks(config, 96, 64, strict=True)
+    networks = open_networks(config, 96, 64, strict=False)
+    assert networks.semantics is None
+    assert networks.degraded[0].startswith("no semantics")
+    networks.close()
 
 
 def test_open_networks_serve_many_clips(configure: Configure) -> None:

@@ -13,8 +13,9 @@ import pytest
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EncoderError, SourceError
 from scene_edge.codec.h264 import H264Decoder
-from scene_edge.codec.latents import LatentCoder, LatentTables
-from scene_edge.codec.packet import KEY, SemanticPacket
+from scene_edge.codec.latents import FrameCode
+from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
 from scene_edge.codec.sei import ANCHOR_UUID, SEMANTIC_UUID, Anchor, read_sei, to_annexb
 from scene_edge.edge.recording import encode_recording
 from tests.data import dev_clip
@@ -72,22 +73,18 @@ def test_packets_in_a_recording_decode_to_the_encoder_s_latents(
     coded: list[np.ndarray] = []
     original = SemanticEncoder.encode
 
-    def spy(self: SemanticEncoder, *args: object) -> bytes:
-        payload = original(self, *args)  # type: ignore[arg-type]
+    def spy(self: SemanticEncoder, *args: object) -> FrameCode:
+        code = original(self, *args)  # type: ignore[arg-type]
         assert self.last_latents is not None
         coded.append(self.last_latents)
-        return payload
+        return code
 
     monkeypatch.setattr(SemanticEncoder, "encode", spy)
     out = tmp_path / "out.mkv"
     encode_recording("testsrc:", out, configure("semantics.max_latency_ms=70"), limit=12)
     bundle = Bundle.open("smc-tiny", zoo=zoo)
-    decoder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
-    found = []
-    for packet in packets_of(access_units(out)):
-        if packet.kind == KEY:
-            decoder.reset()
-        found += [decoder.decode(payload, (2, 4, 6)) for payload in packet.payloads]
+    decoder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, 96, 64))
+    found = [z for packet in packets_of(access_units(out)) for z in decoder.decode(packet)]
     assert len(found) == 12
     assert all(np.array_equal(one, two) for one, two in zip(found, coded, strict=True))
 

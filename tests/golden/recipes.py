@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from scene_edge.codec import rans
 from scene_edge.codec.identity import AccessUnit
-from scene_edge.codec.latents import LatentCoder, LatentTables
-from scene_edge.codec.packet import BIRTH, CODEC_NONE, CODEC_SMC, DELTA, KEY, SemanticPacket
+from scene_edge.codec.latents import LatentEncoder, LatentTables, message
+from scene_edge.codec.packet import BIRTH, CODEC_NONE, CODEC_SMC_GOP, DELTA, KEY, SemanticPacket
 from scene_edge.codec.sei import ANCHOR_UUID, SEMANTIC_UUID, UTC_LOCKED, Anchor, insert_sei
 from scene_edge.codec.videomessage import VideoMessage, split_video
 
@@ -63,34 +63,40 @@ def rans_input() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return noise(400, seed=1) % 12, noise(400, seed=2) % 5
 
 
-def latent_payloads() -> tuple[bytes, ...]:
-    coder = LatentCoder(latent_tables())
-    return tuple(coder.encode(z) for z in latent_gop())
+def latent_messages(sizes: tuple[int, ...] = (4,)) -> tuple[bytes, ...]:
+    """The GOP as messages of so many frames each."""
+    encoder, messages = LatentEncoder(latent_tables()), []
+    frames = iter([encoder.encode(z) for z in latent_gop()])
+    for size in sizes:
+        messages.append(message([next(frames) for _ in range(size)]))
+    return tuple(messages)
 
 
 def packets() -> dict[str, SemanticPacket]:
     digest = bytes(range(8))
-    payloads = latent_payloads()
+    key, delta = latent_messages((3, 1))
     shared = {"bundle_digest": digest, "session_id": SESSION, "width": 160, "height": 128, "flags": 0}
     return {
         "packet_key": SemanticPacket(
             kind=KEY,
-            codec_id=CODEC_SMC,
+            codec_id=CODEC_SMC_GOP,
             first_seq=300,
             capture_ns=CAPTURE_NS,
             frame_period_ns=33_333_333,
-            quality=0,
-            payloads=payloads,
+            quality=2,
+            count=3,
+            body=key,
             **shared,
         ),
         "packet_delta": SemanticPacket(
             kind=DELTA,
-            codec_id=CODEC_SMC,
-            first_seq=304,
-            capture_ns=CAPTURE_NS + 4 * 33_333_333,
+            codec_id=CODEC_SMC_GOP,
+            first_seq=303,
+            capture_ns=CAPTURE_NS + 3 * 33_333_333,
             frame_period_ns=33_333_333,
             quality=2,
-            payloads=(b"", bytes(range(200)), b"\x01"),
+            count=1,
+            body=delta,
             **shared,
         ),
         "packet_birth": SemanticPacket(
@@ -100,7 +106,8 @@ def packets() -> dict[str, SemanticPacket]:
             capture_ns=0,
             frame_period_ns=0,
             quality=0,
-            payloads=(b'{"profile":"cpu"}',),
+            count=1,
+            body=b'{"profile":"cpu"}',
             **shared,
         ),
     }
@@ -137,8 +144,10 @@ def golden_files() -> dict[str, bytes]:
     )
     files["rans.bin"] = rans.encode(*rans_input(), rans_tables())
     tensors = latent_tables().to_tensors()
-    files["latent_tables.bin"] = tensors["symbols"].astype("<u2").tobytes() + tensors["gates"].astype("<u2").tobytes()
-    files["latents.bin"] = b"".join(len(part).to_bytes(2, "little") + part for part in latent_payloads())
+    files["latent_tables.bin"] = b"".join(
+        tensors[name].astype("<u2").tobytes() for name in ("flags", "places", "values")
+    )
+    (files["latents.bin"],) = latent_messages()
     return files
 
 

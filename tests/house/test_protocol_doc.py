@@ -38,19 +38,18 @@ def fields(section: str, data: bytes) -> dict[str, object]:
 
 def test_semantic_packet() -> None:
     packet = SemanticPacket(
-        KEY, 1, bytes(range(8)), 0x1122334455667788, 77, -5, 960, 540, 33_333_333, 1, 3, (b"ab", b"", b"c" * 200)
+        KEY, 2, bytes(range(8)), 0x1122334455667788, 77, -5, 960, 540, 33_333_333, 1, 3, 30, b"ab" + b"c" * 200
     )
     data = packet.to_bytes()
     read = fields("Semantic packet", data)
     assert read["`SCE1`"] == b"SCE1"
-    assert (read["version"], read["kind"], read["codec id"], read["quality"], read["flags"]) == (1, 1, 1, 3, 1)
-    assert read["number of payloads"] == 3
+    assert (read["version"], read["kind"], read["codec id"], read["quality"], read["flags"]) == (1, 1, 2, 3, 1)
+    assert read["number of frames"] == 30
     assert read["the first 8 bytes of the bundle's digest"] == bytes(range(8))
     assert read["session"] == 0x1122334455667788
     assert (read["sequence of the first frame"], read["frame period"]) == (77, 33_333_333)
     assert (read["capture time of the first frame"], read["size"]) == (-5, (960, 540))
-    assert data[48:52] == bytes([2, 0, 0xC8, 0x01])
-    assert data[52:-4] == b"ab" + b"c" * 200
+    assert data[48:-4] == b"ab" + b"c" * 200
 
 
 def test_video_message() -> None:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.identity import AccessUnit, session_hex
-from scene_edge.codec.latents import LatentCoder, LatentTables
-from scene_edge.codec.packet import CODEC_SMC, DELTA, KEY, SemanticPacket, split_video
+from scene_edge.codec.latents import LatentEncoder, LatentTables, message
+from scene_edge.codec.packet import CODEC_SMC_GOP, DELTA, KEY, SemanticPacket, split_video
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.quality import load_qualities, tensors_of
 from scene_edge.codec.sei import ANCHOR_UUID, Anchor, insert_sei
 from scene_edge.server.worker import Inbound
 
@@ -120,8 +121,9 @@ def smc_bundle(folder: Path) -> Bundle:
     golden = {f"in.{name}": value for name, value in feeds.items()}
     golden |= {f"out.{name}": value for (name, _, _), value in zip(outputs, ran, strict=True)}
     save_file(golden, folder / "decoder.golden.safetensors")
-    tables = LatentTables.fit([np.stack(latents(20))], max_abs=4)
-    save_file(tables.to_tensors(), folder / "tables.safetensors")
+    values = np.stack(latents(20))
+    tables = [LatentTables.fit([values], max_abs=4), LatentTables.fit([values // 2], max_abs=2)]
+    save_file(tensors_of(tables), folder / "tables.safetensors")
 
     def specs(items: list[tuple[str, int, list[int | str]]]) -> list[dict[str, object]]:
         kinds = {TensorProto.UINT8: "uint8", TensorProto.FLOAT: "float32"}
@@ -147,7 +149,6 @@ def smc_bundle(folder: Path) -> Bundle:
         "parameters": {
             "channels": CHANNELS,
             "stride": 16,
-            "max_abs": 4,
             "tables": "tables.safetensors",
             "quality_steps": [1.0, 2.0],
         },
@@ -158,20 +159,26 @@ def smc_bundle(folder: Path) -> Bundle:
 
 
 def packets(
-    bundle: Bundle, session_id: int, values: list[NDArray[np.int16]], *, gop: int = GOP, chunk: int = GOP
+    bundle: Bundle,
+    session_id: int,
+    values: list[NDArray[np.int16]],
+    *,
+    gop: int = GOP,
+    chunk: int = GOP,
+    quality: int = 0,
 ) -> list[SemanticPacket]:
     """Packets of `chunk` frames; a packet that begins a GOP is a key packet."""
-    coder = LatentCoder(LatentTables.from_tensors(bundle.tensors("tables.safetensors")))
+    tables = load_qualities(bundle)[quality].tables
     out = []
     for start in range(0, len(values), chunk):
         key = start % gop == 0
         if key:
-            coder.reset()
-        payloads = tuple(coder.encode(value) for value in values[start : start + chunk])
+            encoder = LatentEncoder(tables)
+        codes = [encoder.encode(value) for value in values[start : start + chunk]]
         out.append(
             SemanticPacket(
                 KEY if key else DELTA,
-                CODEC_SMC,
+                CODEC_SMC_GOP,
                 bundle.short_digest,
                 session_id,
                 start,
@@ -180,8 +187,9 @@ def packets(
                 HEIGHT,
                 PERIOD_NS,
                 0,
-                0,
-                payloads,
+                quality,
+                len(codes),
+                message(codes),
             )
         )
     return out

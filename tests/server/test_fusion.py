@@ -81,6 +81,7 @@ def test_what_does_not_belong_is_refused(bundle: Bundle, decoder: FusionDecoder)
         replace(packet, width=WIDTH * 2),
         replace(packet, quality=2),
         replace(packet, kind=3),
+        replace(packet, codec_id=1),
     ):
         with pytest.raises(PacketError):
             decoder.decode_packet(wrong)
@@ -88,9 +89,38 @@ def test_what_does_not_belong_is_refused(bundle: Bundle, decoder: FusionDecoder)
         decoder.fuse(picture(0, 64, 64), None, True)
 
 
+def test_a_delta_packet_goes_on_with_its_own_stream_and_quality(bundle: Bundle, decoder: FusionDecoder) -> None:
+    values = latents(GOP)
+    key, delta = packets(bundle, 1, values, chunk=3)
+    for wrong in (
+        replace(delta, session_id=2),
+        replace(delta, first_seq=4),
+        replace(delta, quality=1),
+    ):
+        decoder.decode_packet(key)
+        with pytest.raises(PacketError, match="does not follow"):
+            decoder.decode_packet(wrong)
+        with pytest.raises(PacketError, match="a key packet"):
+            decoder.decode_packet(delta)
+    found = decoder.decode_packet(key) + decoder.decode_packet(delta)
+    assert all(np.array_equal(one, two) for one, two in zip(found, values, strict=True))
+
+
+def test_each_quality_has_its_step_and_its_tables(bundle: Bundle, decoder: FusionDecoder) -> None:
+    values = latents(2 * GOP)
+    feed = LatentFeed(decoder)
+    (fine,), (coarse,) = packets(bundle, 1, values[:GOP]), packets(bundle, 1, values[GOP:], quality=1)
+    coarse = replace(coarse, first_seq=GOP)
+    for packet, step in ((fine, 1.0), (coarse, 2.0)):
+        for seq in range(packet.first_seq, packet.last_seq + 1):
+            latent, found = feed.latent_of(packet, seq)
+            assert found == step
+            assert np.array_equal(latent, values[seq])
+
+
 def test_damage_inside_a_packet_costs_that_packet(bundle: Bundle, decoder: FusionDecoder) -> None:
     first, second = packets(bundle, 1, latents(2 * GOP))
-    damaged = replace(first, payloads=(first.payloads[0], b"\x01", *first.payloads[2:]))
+    damaged = replace(first, body=first.body[:-2])
     feed = LatentFeed(decoder)
     with pytest.raises(EntropyError):
         feed.latent_of(damaged, 0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scene_edge.codec.packet import CODEC_SMC, FLAG_GOP_CUT, KEY, SemanticPacket
+from scene_edge.codec.packet import CODEC_SMC_GOP, FLAG_GOP_CUT, KEY, SemanticPacket
 from scene_edge.server.join import Joiner, JoinStatus, VideoUnit
 
 DEADLINE_S = 3.0
@@ -18,7 +18,7 @@ def unit(seq: int, *, keyframe: bool = False, size: int = 10) -> VideoUnit:
 
 
 def packet(first: int, count: int, flags: int = 0) -> SemanticPacket:
-    return SemanticPacket(KEY, CODEC_SMC, b"d" * 8, 1, first, 0, 64, 64, 1, flags, 0, (b"",) * count)
+    return SemanticPacket(KEY, CODEC_SMC_GOP, b"d" * 8, 1, first, 0, 64, 64, 1, flags, 0, count, b"")
 
 
 def joiner(**changes: object) -> Joiner:

@@ -102,7 +102,7 @@ def test_damage_costs_pictures_and_not_the_rest(bundle: Bundle, settings: Fusion
     camera = FakeCamera(bundle, frames=3 * GOP)
     units = list(camera.units)
     units[GOP] = replace(units[GOP], data=b"\x00\x00\x00\x01\x65" + b"\xff" * 50)
-    broken = replace(camera.packets[2], payloads=(b"\x01", *camera.packets[2].payloads[1:]))
+    broken = replace(camera.packets[2], body=camera.packets[2].body[:-2])
     report = DecodeReport()
     frames = decode_clip(Recording(units, [camera.packets[0], broken]), config=settings, report=report)
     assert len(frames) == 3 * GOP

@@ -1,0 +1,126 @@
+"""The qualities of an SMC bundle, each with a quantiser step and tables of its own, and the packets coded with them.
+
+A bundle's manifest names `quality_steps` (in any order, mostly the finest first) and the file of `tables`, which holds
+"q<index>.flags", "q<index>.places" and "q<index>.values" for each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError, EntropyError, PacketError
+from scene_edge.codec.latents import I16, LatentDecoder, LatentTables
+from scene_edge.codec.packet import CODEC_SMC_GOP, DELTA, KEY, SemanticPacket
+from scene_edge.codec.planes import aligned
+
+MAX_QUALITIES = 16
+STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quality:
+    """`step` times the coded integers is the latent."""
+
+    step: float
+    tables: LatentTables
+
+
+def load_qualities(bundle: Bundle) -> tuple[Quality, ...]:
+    """The qualities of an SMC bundle, in the order of its manifest. Raises BundleError."""
+    if bundle.kind != "smc":
+        raise BundleError(f"bundle {bundle.name} is no SMC network", got=bundle.kind, allowed="smc")
+    steps, file = bundle.parameters.get("quality_steps"), bundle.parameters.get("tables")
+    if not (isinstance(steps, list) and 1 <= len(steps) <= MAX_QUALITIES and all(map(_is_step, steps))):
+        raise BundleError(
+            f"bundle {bundle.name}: quality_steps is not usable",
+            got=str(steps)[:200],
+            allowed=f"a list of 1..{MAX_QUALITIES} positive numbers",
+        )
+    if not isinstance(file, str):
+        raise BundleError(f"bundle {bundle.name} names no entropy tables", got=str(file)[:80])
+    tensors = bundle.tensors(file)
+    try:
+        tables = [LatentTables.from_tensors(tensors, f"q{index}.") for index in range(len(steps))]
+    except EntropyError as error:
+        raise BundleError(f"bundle {bundle.name}: its entropy tables are not usable", got=str(error)) from error
+    channels = bundle.parameters.get("channels")
+    if any(found.channels != channels for found in tables):
+        raise BundleError(
+            f"bundle {bundle.name}: tables for another number of channels",
+            got=[found.channels for found in tables],
+            allowed=str(channels),
+        )
+    return tuple(Quality(float(step), found) for step, found in zip(steps, tables, strict=True))
+
+
+def latent_shape(bundle: Bundle, width: int, height: int) -> tuple[int, int, int]:
+    """[C, h, w] of an SMC bundle's latents for pictures of width x height luma samples. Raises BundleError."""
+    channels, stride = bundle.parameters.get("channels"), bundle.parameters.get("stride")
+    if not isinstance(channels, int) or stride not in STRIDES:
+        raise BundleError(
+            f"bundle {bundle.name}: channels or stride is not usable",
+            got=f"{channels}, {stride}"[:80],
+            allowed=f"a number, and one of {', '.join(map(str, STRIDES))}",
+        )
+    return channels, aligned(height) // stride, aligned(width) // stride
+
+
+def tensors_of(tables: Sequence[LatentTables]) -> dict[str, NDArray[np.uint16]]:
+    """What the file of tables of a bundle holds: one entry of `tables` for each of its quality steps."""
+    tensors: dict[str, NDArray[np.uint16]] = {}
+    for index, found in enumerate(tables):
+        tensors |= found.to_tensors(f"q{index}.")
+    return tensors
+
+
+class PacketDecoder:
+    """The integer latents of a stream of packets for one picture size, [C, h, w] = `shape`."""
+
+    def __init__(self, qualities: Sequence[Quality], shape: tuple[int, int, int]) -> None:
+        self._qualities, self._shape = tuple(qualities), shape
+        self._decoder: LatentDecoder | None = None
+        self._follows: tuple[int, int, int] | None = None
+
+    def decode(self, packet: SemanticPacket) -> list[I16]:
+        """One array for each frame of a key or delta packet.
+
+        Raises PacketError for a packet of an unknown codec or quality or one that does not follow the one before,
+        EntropyError for a damaged one; after either, packets are refused until the next key packet.
+        """
+        decoder, follows = self._decoder, self._follows
+        self._decoder = self._follows = None
+        if packet.kind not in (KEY, DELTA) or packet.codec_id != CODEC_SMC_GOP:
+            raise PacketError(
+                "not a packet of latents",
+                got=f"kind {packet.kind}, codec {packet.codec_id}",
+                allowed=f"key or delta, codec {CODEC_SMC_GOP}",
+            )
+        quality = self.quality_of(packet)
+        if packet.kind == KEY:
+            decoder = LatentDecoder(quality.tables)
+        elif decoder is None or (packet.session_id, packet.first_seq, packet.quality) != follows:
+            raise PacketError(
+                "a delta packet does not follow the one before",
+                got=f"frame {packet.first_seq}, quality {packet.quality}",
+                allowed="a key packet" if follows is None else f"frame {follows[1]}, quality {follows[2]}",
+            )
+        latents = decoder.decode(packet.body, packet.count, self._shape)
+        self._decoder = decoder
+        self._follows = (packet.session_id, packet.first_seq + packet.count, packet.quality)
+        return latents
+
+    def quality_of(self, packet: SemanticPacket) -> Quality:
+        if packet.quality >= len(self._qualities):
+            raise PacketError("unknown quality", got=packet.quality, allowed=f"0..{len(self._qualities) - 1}")
+        return self._qualities[packet.quality]
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
