@@ -15,7 +15,7 @@ from scene_edge.models.data import Batch, ClipSampler
 from scene_edge.models.layers import from_packed
 from scene_edge.models.loop import autocast, device
 from scene_edge.models.objectives import MachineDistance
-from scene_edge.models.smc import Smc
+from scene_edge.models.sizes import AnySmc
 
 QUALITY_STEPS = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83)
 """Quantiser steps of the operating points, finest first, in units of the latent as trained."""
@@ -28,7 +28,7 @@ def pictures(packed: U8) -> Tensor:
 
 @torch.no_grad()
 def measure_qualities(
-    model: Smc, sampler: ClipSampler, machine: MachineDistance, slope: float, sample_weight: float, batch: int = 6
+    model: AnySmc, sampler: ClipSampler, machine: MachineDistance, slope: float, sample_weight: float, batch: int = 6
 ) -> dict[str, Any]:
     """Compare the operating points on training crops at every CRF; returns the whole table as `qualities`.
 
@@ -45,7 +45,7 @@ def measure_qualities(
 
 
 def _row(
-    model: Smc, batches: list[Batch], machine: MachineDistance, step: float | None, sample_weight: float
+    model: AnySmc, batches: list[Batch], machine: MachineDistance, step: float | None, sample_weight: float
 ) -> dict[str, Any]:
     gops: list[NDArray[np.int16]] = []
     video_bits: list[float] = []
@@ -67,7 +67,7 @@ def _row(
     }
 
 
-def _fuse(model: Smc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray[np.int16]]:
+def _fuse(model: AnySmc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray[np.int16]]:
     """The last fused frame of each sequence, and the integers of all frames [T, B, C, h, w]."""
     count, length, rows, columns = batch.original.shape[:4]
     states = model.states(count, rows, columns)

@@ -12,9 +12,9 @@ AnySmc: TypeAlias = Smc | SmcPaper
 
 CAMERA_SIZES = {
     "smc-s": SmcConfig(),
-    "smc-m": SmcConfig(96, 24, sem_widths=(48, 96, 160), sem_depth=2, fuse_widths=(96, 128, 192)),
+    "smc-m": SmcConfig(latent=32, sem_widths=(64, 96, 160)),
 }
-"""Made for cameras: Sem-Net from what a board can do per frame, F-Net from what a server's core can."""
+"""Made for cameras: Sem-Net from what a board can do per frame, F-Net from what a core of a server can."""
 
 SIZES = (*CAMERA_SIZES, "smc-paper")
 

@@ -11,12 +11,16 @@ boards.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, start_at_zero, to_packed
+
+if TYPE_CHECKING:
+    from scene_edge.models.sizes import AnySmc
 
 STRIDE = 16
 """Luma samples between two semantic positions, in each direction."""
@@ -184,7 +188,7 @@ class Smc(nn.Module):
 class SmcEncoder(nn.Module):
     """The camera's graph: x, lossy u8 [B, h, w, 24], states -> latent [B, C, h/4, w/4] and next states."""
 
-    def __init__(self, smc: Smc) -> None:
+    def __init__(self, smc: AnySmc) -> None:
         super().__init__()
         self.smc = smc
 
@@ -200,7 +204,7 @@ class SmcEncoder(nn.Module):
 class SmcDecoder(nn.Module):
     """The server's graph: lossy u8, latent, states -> fused u8 [B, h, w, 24] and next states."""
 
-    def __init__(self, smc: Smc) -> None:
+    def __init__(self, smc: AnySmc) -> None:
         super().__init__()
         self.smc = smc
 
