@@ -1,0 +1,182 @@
+"""Each variant changes one part of the recipe, starts where the teaching ended, and is compared on the same crops."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.ablations import (
+    FULL,
+    RECIPE,
+    VARIANTS,
+    OpenLoop,
+    chosen_variants,
+    claim,
+    compare_with_full,
+    draw,
+    start_from,
+    summarise,
+    table_of,
+    taught,
+    teaching_run,
+    variant_run,
+)
+from scene_edge.codec.errors import ConfigError, FormatError
+from scene_edge.models.loop import Trainer
+from scene_edge.models.operating_point import QUALITY_STEPS
+from scene_edge.models.recipes import load_recipe
+from scene_edge.models.semantic_objective import SemanticTerms, SemanticTermsConfig
+from scene_edge.models.smc import Smc, SmcConfig
+from scene_edge.models.train_smc import SmcObjective
+
+MACHINE: dict[str, Any] = {"data": Path("data"), "out": Path("out"), "max_minutes": 10.0}
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("full", {}),
+        ("no-compensation", {"compensated": False}),
+        ("no-suppression", {"terms.beta": 0.0}),
+        ("no-semantics", {"terms.conditional": False}),
+        ("no-masking", {"terms.alpha": 0.0}),
+        ("mask-0.5", {"terms.masked.mask_ratio": 0.5}),
+        ("mask-0.75", {"terms.masked.mask_ratio": 0.75}),
+        ("open-loop", {"residual": False}),
+        ("no-teacher", {"machine_weight": 0.0}),
+    ],
+)
+def test_a_variant_changes_one_part_and_nothing_else(name: str, changed: dict[str, Any]) -> None:
+    full = dict(flat(variant_run(FULL, **MACHINE).as_dict()))
+    found = dict(flat(variant_run(name, **MACHINE).as_dict()))
+    assert {key: value for key, value in found.items() if value != full[key]} == changed
+    assert variant_run(name, **MACHINE).max_minutes == 10.0
+
+
+def test_every_variant_is_tested_and_full_is_the_shipped_recipe_with_its_terms() -> None:
+    assert len(VARIANTS) == 9
+    full, shipped = (
+        dict(flat(run.as_dict())) for run in (variant_run(FULL, **MACHINE), load_recipe(RECIPE, **MACHINE))
+    )
+    assert {key for key in shipped if full[key] != shipped[key] and not key.startswith("terms.")} == set()
+    assert (full["terms.alpha"], full["terms.beta"], full["terms.masked.mask_ratio"]) == (1.0, 0.1, 0.9)
+
+
+def test_the_shared_teaching_takes_the_recipe_s_share_of_the_minutes() -> None:
+    run = teaching_run(**MACHINE)
+    assert run.max_minutes == pytest.approx(load_recipe(RECIPE, **MACHINE).mined * 10.0)
+    assert run.mined == run.free == run.full_price == 1.0
+
+
+def test_variants_are_chosen_by_name() -> None:
+    assert chosen_variants("open-loop, full") == ["full", "open-loop"]
+    with pytest.raises(ConfigError, match="no-network"):
+        chosen_variants("full,no-network")
+
+
+def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
+    claim(tmp_path / "a", {"minutes": 10.0, "seed": 7})
+    claim(tmp_path / "a", {"minutes": 10.0, "seed": 7})
+    with pytest.raises(ConfigError, match="seed"):
+        claim(tmp_path / "a", {"minutes": 10.0, "seed": 8})
+
+
+class Fresh:
+    """A run that has taken no step yet, of small networks."""
+
+    def __init__(self, out: Path, semantic: int = 8) -> None:
+        self.config = variant_run(FULL, **(MACHINE | {"out": out}))
+        self.model = Smc(SmcConfig(semantic, 4, (8, 8, 8), 1, (8, 8, 8)))
+        self.objective = SmcObjective(semantic, 4, SemanticTerms(SemanticTermsConfig.off(), semantic, Path()))
+        self.trainer = Trainer(self.config, self.model, self.objective)
+
+
+def test_a_variant_starts_where_the_teaching_ended(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    teacher, fresh = Fresh(tmp_path / "taught"), Fresh(tmp_path / "full")
+    teacher.objective.basis.fill_(2.0)
+    teacher.trainer.steps = 50
+    teacher.trainer.save()
+    own = fresh.model.f_net.stem.weight.clone()
+    start_from(fresh, taught(tmp_path / "taught"))  # type: ignore[arg-type]
+    resumed = Fresh(tmp_path / "full")
+    for weights in (resumed.model.state_dict(), resumed.trainer.average):
+        assert torch.equal(weights["sem_net.stem.weight"], teacher.model.sem_net.stem.weight)
+        assert torch.equal(weights["f_net.stem.weight"], own)
+    assert float(resumed.objective.basis.mean()) == 2.0
+    assert resumed.trainer.steps == 50
+    assert resumed.trainer.seconds / (10.0 * 60) >= resumed.config.mined
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    Fresh(tmp_path / "taught", semantic=16).trainer.save()
+    with pytest.raises(FormatError, match="Sem-Net"):
+        start_from(Fresh(tmp_path / "full"), taught(tmp_path / "taught"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="checkpoint"):
+        taught(tmp_path / "nowhere")
+
+
+def test_open_loop_is_judged_on_s_itself() -> None:
+    model = Smc(SmcConfig(8, 4, (8, 8, 8), 1, (8, 8, 8)))
+    states = model.states(1, 8, 8)
+    given = torch.rand(1, 24, 8, 8), torch.rand(1, 24, 8, 8), states["sem"], states["lossy"]
+    semantic, seen, *_ = model.mine_both(*given)
+    coded, beside, *_ = OpenLoop(model).mine_both(*given)
+    assert torch.allclose(coded - beside, semantic, atol=1e-5)
+    assert torch.equal(beside, seen)
+
+
+def measured(distance: float, share: float) -> dict[str, Any]:
+    rows = [{"step": None, "distance": 1.9, "share": 0.0, "cost": 1.9}]
+    rows += [
+        {"step": step, "distance": distance, "share": share / step, "cost": distance + share / step}
+        for step in QUALITY_STEPS
+    ]
+    return {"qualities": rows, "lossy_distance": 2.0}
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    full = summarise("full", 100, [measured(1.6, 0.1), measured(1.64, 0.1)])
+    none = summarise("no-compensation", 120, [measured(1.0, 0.0), measured(1.0, 0.0)], compensated=False)
+    return compare_with_full([full, none])
+
+
+def test_rows_are_means_and_differences_are_paired(rows: list[dict[str, Any]]) -> None:
+    full, none = rows
+    assert full["best"]["step"] == QUALITY_STEPS[-1]
+    assert full["best"]["distance"] == pytest.approx(1.62)
+    assert full["without_percent"] == pytest.approx(-5.0)
+    assert full["against_full"] == [0.0, 0.0]
+    assert [quality["step"] for quality in none["qualities"]] == [None]
+    gaps = [1.9 - 1.6 - 0.1 / QUALITY_STEPS[-1], 1.9 - 1.64 - 0.1 / QUALITY_STEPS[-1]]
+    assert none["against_full"] == pytest.approx([50 * (gaps[0] + gaps[1]) / 2, 50 * (gaps[0] - gaps[1]) / 2])
+    assert compare_with_full([none])[0]["against_full"] is None
+    once = compare_with_full([summarise("full", 1, [measured(1.6, 0.1)])])
+    assert once[0]["against_full"] == [0.0, None]
+
+
+def test_table_and_plot_show_every_variant(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = io.StringIO()
+    Console(file=page, width=170).print(table_of(rows))
+    text = page.getvalue()
+    assert "1.620" in text
+    assert "20.0%" in text
+    assert all(VARIANTS[row["variant"]].title in text for row in rows)
+    draw(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
