@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,13 +113,14 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     return score.mean((1, 2, 3))
 
 
-def rate_slope(points: list[tuple[float, float]]) -> float:
-    """What the base codec pays: loss per natural logarithm of rate, by least squares over (bits, loss); positive.
+def rate_slope(points: list[list[tuple[float, float]]]) -> float:
+    """What the base codec pays: loss per natural logarithm of rate, by least squares; positive.
 
-    A side stream is worth its bits where it lowers the loss by more than this for the share that it adds to the rate.
+    `points[quality][crop]` is (bits, loss) of the same crops at every quality: each crop has a level of its own, since
+    busy pictures cost more and lose more, which would hide the slope. A side stream is worth its bits where it lowers
+    the loss by more than this for the share that it adds to the rate.
     """
-    logs = [math.log(bits) for bits, _ in points]
-    mean_log, mean_loss = sum(logs) / len(logs), sum(loss for _, loss in points) / len(points)
-    covariance = sum((log - mean_log) * (loss - mean_loss) for log, (_, loss) in zip(logs, points, strict=True))
-    variance = sum((log - mean_log) ** 2 for log in logs)
-    return max(1e-6, -covariance / max(variance, 1e-9))
+    logs = np.log([[bits for bits, _ in row] for row in points])
+    losses = np.array([[loss for _, loss in row] for row in points])
+    logs, losses = logs - logs.mean(0), losses - losses.mean(0)
+    return max(1e-6, -float((logs * losses).sum()) / max(float((logs * logs).sum()), 1e-9))

@@ -17,7 +17,7 @@ from scene_edge.models.loop import autocast, device
 from scene_edge.models.objectives import MachineDistance
 from scene_edge.models.sizes import AnySmc
 
-QUALITY_STEPS = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83)
+QUALITY_STEPS = (1.0, 1.41, 2.0, 2.83, 4.0, 5.66)
 """Quantiser steps of the operating points, finest first, in units of the latent as trained."""
 
 

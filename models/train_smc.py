@@ -99,23 +99,24 @@ class SmcTraining:
         self.machine = MachineDistance(config.data / config.instrument).to(device())
         self.teacher = OnnxFeatures(config.data / config.instrument, (PHI_VALUE,)).to(device())
         self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
-        self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         self.slope = self._slope()
+        self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         if self.trainer.steps == 0 and config.mined:
             self._measure_semantics()
 
     @torch.no_grad()
     def _slope(self) -> float:
-        """The base codec's loss per ln(bits), over crops at every CRF."""
-        points = []
+        """The base codec's loss per ln(bits), from the same crops at every CRF."""
+        points: list[list[tuple[float, float]]] = []
         for crf in self.sampler.crfs:
-            batch = self.sampler.sample(8, crf)
+            self.sampler.random = np.random.default_rng(self.config.seed)
+            batch = self.sampler.sample(24, crf)
             original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
             with autocast():
                 seen, truth = self.machine.features(lossy), self.machine.features(original)
             loss = self.config.machine_weight * self.machine.distance(seen, truth)
             loss = loss + self.config.sample_weight * (lossy - original).abs().mean((1, 2, 3))
-            points += [(float(rate), float(value)) for rate, value in zip(batch.video_bpp, loss, strict=True)]
+            points.append([(float(rate), float(value)) for rate, value in zip(batch.video_bpp, loss, strict=True)])
         return rate_slope(points)
 
     @torch.no_grad()
