@@ -90,7 +90,7 @@ class SmcTraining:
 
     def __init__(self, config: SmcRun, folder: Path) -> None:
         self.config = config
-        self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
+        self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length, relit=True)
         self.model = build_smc(config.size).to(device())
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sizes = self.model.config

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from scene_edge.codec.errors import ConfigError, FormatError, UsageError  # noqa: E402
+from scene_edge.models.data import relight_packed  # noqa: E402
 from scene_edge.models.instruments import OnnxFeatures  # noqa: E402
 from scene_edge.models.loop import Progressed, RunConfig, Trainer  # noqa: E402
 from scene_edge.models.objectives import LatentPrior, rate_slope, ssim  # noqa: E402
@@ -154,3 +155,16 @@ def test_export_of_an_unknown_model_names_the_known(tmp_path: Path) -> None:
         build_export("nothing", tmp_path, tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="checkpoint"):
         build_export("smc-s", tmp_path, tmp_path, tmp_path)
+
+
+def test_relighting_changes_all_pictures_alike_and_leaves_grey_colours_grey() -> None:
+    random = np.random.default_rng(2)
+    first = random.integers(60, 200, (2, 4, 4, 24), dtype=np.uint8)
+    first[..., 16:] = 128
+    second = first.copy()
+    second[0, 0, 0, 0] += 1
+    one, other = relight_packed([first, second], np.random.default_rng(5))
+    assert not np.array_equal(one, first)
+    assert np.array_equal(one[1], other[1])
+    assert abs(int(one[0, 0, 0, 0]) - int(other[0, 0, 0, 0])) <= 2
+    assert (np.abs(one[..., 16:].astype(int) - 128) <= 1).all()
