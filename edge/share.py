@@ -43,14 +43,14 @@ class ShareControl:
     What one GOP takes too much, later ones save; what they leave, later ones may use, half of it at a time and no more
     than some GOPs' worth. So semantics never exceed their share by more than about one GOP's packets, except that a
     silent GOP still takes a packet's header. What a GOP will take is told from its first frame by the ratio that GOPs
-    had lately. At the start every frame is taken to be as dear as the first; the ratio rises at once and falls
-    slowly.
+    had lately, which rises at once and falls slowly; at the start all other frames are taken to be half as dear as the
+    first, which is more than most are, and the first GOP's video to be no more than its keyframe.
     """
 
     def __init__(self, steps: Sequence[float], max_share: float, gop: int) -> None:
         self._finest_first = sorted(range(len(steps)), key=lambda index: steps[index])
         self._max_share = max_share
-        self._ratio = float(gop)
+        self._ratio = gop / 2
         self._credit_bytes = 0.0
         self._video_bytes: deque[int] = deque(maxlen=_REMEMBERED_GOPS)
         self._first_frame_bytes: float | None = None
