@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.progress import track
@@ -184,16 +185,17 @@ def train_variant(config: SmcRun, clips: Path, teacher: Mapping[str, Any]) -> Sm
 
 
 @torch.no_grad()
-def price_of_bits(sampler: ClipSampler, machine: MachineDistance, config: SmcRun) -> float:
+def price_of_bits(sampler: ClipSampler, machine: MachineDistance, config: SmcRun, seed: int) -> float:
     """What x264 pays on the judged clips, in distance per ln(bits), as training measures it on its own."""
     points = []
     for crf in sampler.crfs:
-        batch = sampler.sample(8, crf)
+        sampler.random = np.random.default_rng(seed)  # the same crops at every CRF
+        batch = sampler.sample(24, crf)
         original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
         with autocast():
             distance = machine.distance(machine.features(lossy), machine.features(original))
         distance = distance + config.sample_weight * (lossy - original).abs().mean((1, 2, 3))
-        points += [(float(rate), float(value)) for rate, value in zip(batch.video_bpp, distance, strict=True)]
+        points.append([(float(rate), float(value)) for rate, value in zip(batch.video_bpp, distance, strict=True)])
     return rate_slope(points)
 
 
@@ -204,7 +206,7 @@ def judge(training: SmcTraining, clips: Path, seeds: Sequence[int]) -> list[dict
     draws = []
     for seed in track(seeds, f"{training.config.out.name}: judged", console=console):
         sampler = ClipSampler(clips, seed, size=full.crop, length=full.length)
-        price = price_of_bits(sampler, machine, full)
+        price = price_of_bits(sampler, machine, full, seed)
         draws.append(measure_qualities(model, sampler, machine, price, full.sample_weight, JUDGED))
     return draws
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -20,6 +23,7 @@ from benchmarks.ablations import (
     claim,
     compare_with_full,
     draw,
+    price_of_bits,
     start_from,
     summarise,
     table_of,
@@ -28,6 +32,7 @@ from benchmarks.ablations import (
     variant_run,
 )
 from scene_edge.codec.errors import ConfigError, FormatError
+from scene_edge.models.data import ClipSampler
 from scene_edge.models.loop import Trainer
 from scene_edge.models.operating_point import QUALITY_STEPS
 from scene_edge.models.recipes import load_recipe
@@ -140,6 +145,29 @@ def test_open_loop_is_judged_on_s_itself() -> None:
     assert torch.equal(beside, seen)
 
 
+def test_the_price_of_bits_is_that_of_the_same_crops_at_every_crf(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    original = random.integers(40, 200, (2, 16, 16, 24), dtype=np.uint8)
+    np.save(tmp_path / "000.original.npy", original)
+    for crf, off in ((31, 2), (47, 8)):
+        np.save(tmp_path / f"000.crf{crf}.npy", original + np.uint8(off))
+    entry = {"file": "x", "number": 0, "frames": 2, "bpp": {"31": 0.4, "47": 0.1}}
+    (tmp_path / "index.json").write_text(json.dumps([entry]))
+
+    class Blind:
+        """Sees no difference, so that what is left is the samples'."""
+
+        def features(self, picture: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(picture))
+
+        def distance(self, seen: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            return seen - truth
+
+    config = variant_run(FULL, **MACHINE)
+    price = price_of_bits(ClipSampler(tmp_path, 1, size=32, length=1), Blind(), config, 1)  # type: ignore[arg-type]
+    assert price == pytest.approx(config.sample_weight * 6 / 255 / math.log(4), rel=1e-4)
+
+
 def measured(distance: float, share: float) -> dict[str, Any]:
     rows = [{"step": None, "distance": 1.9, "share": 0.0, "cost": 1.9}]
     rows += [
@@ -176,7 +204,7 @@ def test_table_and_plot_show_every_variant(rows: list[dict[str, Any]], tmp_path:
     Console(file=page, width=170).print(table_of(rows))
     text = page.getvalue()
     assert "1.620" in text
-    assert "20.0%" in text
+    assert f"{10 / QUALITY_STEPS[0]:.1f}%" in text
     assert all(VARIANTS[row["variant"]].title in text for row in rows)
     draw(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
