@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks import _report
 from benchmarks.clips import data_folder
 from scene_edge.codec.errors import ConfigError, FormatError
-from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
+from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.loop import autocast
 from scene_edge.models.objectives import MachineDistance, rate_slope
 from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures
@@ -100,14 +100,6 @@ def chosen_variants(text: str) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-class OpenLoopTraining(SmcTraining):
-    """Where S itself is coded, the latent's spread is to be measured on S: as if nothing were seen in the decoded."""
-
-    def _mined(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        semantic, seen, residuals = super()._mined(batch)
-        return semantic, torch.zeros_like(seen), residuals
-
-
 class OpenLoop:
     """A model that codes S, in the interface of one that codes S - S~: what it calls S is S + S~."""
 
@@ -176,7 +168,7 @@ def start_from(training: SmcTraining, teacher: Mapping[str, Any]) -> None:
 def train_variant(config: SmcRun, clips: Path, teacher: Mapping[str, Any]) -> SmcTraining:
     """Train, or go on; returns the run with its averaged weights."""
     torch_seeded(config.seed)
-    training = (SmcTraining if config.residual else OpenLoopTraining)(config, clips)
+    training = SmcTraining(config, clips)
     if training.trainer.steps == 0:
         start_from(training, teacher)
     training.trainer.run(training.step)

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _report
 from scene_edge.codec.bundle import Bundle, shipped_bundles
-from scene_edge.codec.errors import ConfigError, EngineError
+from scene_edge.codec.errors import BundleError, ConfigError, EngineError
 from scene_edge.codec.planes import PACKED_CHANNELS, aligned
 from scene_edge.inference import openvino
 from scene_edge.inference.session import Session, open_session, zero_inputs
@@ -74,8 +74,11 @@ def bundle_macs(bundle: Bundle, graph: str, size: tuple[int, int]) -> int | None
 
 
 def parameters_of(bundle: Bundle) -> int:
-    """Of all networks of the bundle, by the weights that training can go on from."""
-    return sum(array.size for array in bundle.tensors("weights.safetensors").values())
+    """Of all networks of the bundle, as its manifest tells. Raises BundleError where it does not."""
+    count = bundle.parameters.get("weights")
+    if not isinstance(count, int):
+        raise BundleError(f"bundle {bundle.name} does not say how many weights it has", hint="Export it anew.")
+    return count
 
 
 def torch_graphs(size: str, luma: tuple[int, int]) -> dict[str, tuple[nn.Module, list[Tensor]]]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.visuals runs/smc-s
 
-Takes a training run (its averaged weights) or a bundle with weights. One GOP of each clip is coded; its last frame is
+Takes a training run (its averaged weights). One GOP of each clip is coded; its last frame is
 shown, in the window on which the semantics spend most. Networks run in PyTorch, so that a run can be looked at before
 it is exported; bits are those of the integer tables.
 """
@@ -22,13 +22,11 @@ from rich.progress import track
 
 from benchmarks import _report
 from benchmarks.clips import Clip, find_clips
-from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.contexts import QUARTERS, Memory, symbolise
 from scene_edge.codec.errors import ConfigError, FormatError
 from scene_edge.codec.latents import I16, LatentTables
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import U8, pack
-from scene_edge.codec.quality import load_qualities
 from scene_edge.models.data import x264_round_trip
 from scene_edge.models.layers import packed_to_bgr
 from scene_edge.models.loop import autocast, device
@@ -49,12 +47,11 @@ console = _report.console()
 
 @dataclass(frozen=True)
 class Network:
-    """An SMC to look at, its quantiser's step, and the tables that it ships; None to fit them to each clip."""
+    """An SMC to look at, and its quantiser's step."""
 
     model: Any
     name: str
     step: float
-    tables: LatentTables | None
 
 
 @dataclass(frozen=True)
@@ -73,33 +70,20 @@ class Coded:
 
 
 def load_network(source: str, size: str, quality: int) -> Network:
-    """From the folder of a training run, else from a bundle by its folder or name.
+    """From the folder of a training run.
 
-    Raises ConfigError for a quality that there is not, BundleError for no such bundle, FormatError for weights that
-    today's networks cannot take.
+    Raises ConfigError for a quality or a run that there is not, FormatError for weights that today's networks cannot
+    take.
     """
-    if (Path(source) / "state.pt").is_file():
-        model = build_smc(size)
-        try:
-            record = load_average(Path(source), model)
-        except RuntimeError as error:
-            raise _unfit(source, error) from error
-        steps = [float(step) for step in record.get("quality_steps", QUALITY_STEPS)]
-        tables: list[LatentTables | None] = [None] * len(steps)
-        name = Path(source).name
-    else:
-        bundle = Bundle.open(source)
-        model, name = build_smc(bundle.name), bundle.name
-        weights = {key: torch.from_numpy(value).float() for key, value in bundle.tensors("weights.safetensors").items()}
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise _unfit(source, error) from error
-        qualities = load_qualities(bundle)
-        steps, tables = [found.step for found in qualities], [found.tables for found in qualities]
+    model = build_smc(size)
+    try:
+        record = load_average(Path(source), model)
+    except RuntimeError as error:
+        raise _unfit(source, error) from error
+    steps = [float(step) for step in record.get("quality_steps", QUALITY_STEPS)]
     if not 0 <= quality < len(steps):
         raise ConfigError("no such quality", got=quality, allowed=f"0..{len(steps) - 1}")
-    return Network(model.to(device()).eval(), name, steps[quality], tables[quality])
+    return Network(model.to(device()).eval(), Path(source).name, steps[quality])
 
 
 def _unfit(source: str, error: RuntimeError) -> FormatError:
@@ -152,7 +136,7 @@ def code(network: Network, clip: Clip, width: int, frames: int, crf: int) -> Cod
         energy = (semantic - seen).float().square().mean(1)[0].cpu().numpy()
         latents.append(integers[0].cpu().numpy().astype(np.int16))
     gop = np.stack(latents)
-    tables = network.tables or LatentTables.fit([gop])
+    tables = LatentTables.fit([gop])
     shown = {"original": x, "lossy": seen_picture, "without": alone, "with": fused}
     size = planes[0].height, planes[0].width
     seconds = len(planes) / clip.fps
@@ -181,7 +165,7 @@ def busiest(bits: F32, stride: int, size: tuple[int, int], window: tuple[int, in
     return int(top) * stride, int(left) * stride
 
 
-def draw(columns: Sequence[tuple[str, Coded]], window: tuple[int, int], crf: int, tables: str, path: Path) -> None:
+def draw(columns: Sequence[tuple[str, Coded]], window: tuple[int, int], crf: int, path: Path) -> None:
     """Write the PNG: a column for each clip (its caption, its GOP), a row for each picture and map."""
     import matplotlib
 
@@ -201,7 +185,7 @@ def draw(columns: Sequence[tuple[str, Coded]], window: tuple[int, int], crf: int
             "without": f"fused without latent, {video:.1f} kbit/s",
             "with": f"fused with latent, {video:.1f} + {semantics:.2f} kbit/s",
             "energy": "what the codec took: mean square of S - S~",
-            "bits": f"where the latent's bits go: bits a frame, {tables}",
+            "bits": "where the latent's bits go: bits a frame, tables fitted to this clip",
         }
         size = coded.pictures["original"].shape[:2]
         top, left = busiest(coded.bits, coded.stride, (size[0], size[1]), window)
@@ -234,7 +218,7 @@ def parse_window(text: str) -> tuple[int, int]:
 
 
 def run(
-    source: Annotated[str, typer.Argument(help="Folder of a training run of SMC, or a bundle by folder or name.")],
+    source: Annotated[str, typer.Argument(help="Folder of a training run of SMC.")],
     clips: Annotated[str, typer.Option(help="Patterns, comma separated; the first clip of each is shown.")] = "mot,vos",
     size: Annotated[str, typer.Option(help=f"What the run trained: {', '.join(SIZES)}.")] = "smc-s",
     quality: Annotated[int, typer.Option(min=0, help="Which quantiser step, finest first.")] = 2,
@@ -255,9 +239,8 @@ def run(
     least = min(min(one.pictures["original"].shape[:2]) for one in coded)
     if min(part) > least:
         raise ConfigError("the window is larger than a picture", got=window, allowed=f"sides of at most {least}")
-    tables = "tables of the bundle" if network.tables else "tables fitted to this clip"
     names = [f"{clip.name}, frame {frames}" for clip in chosen]
-    draw(list(zip(names, coded, strict=True)), part, crf, tables, out)
+    draw(list(zip(names, coded, strict=True)), part, crf, out)
     results = [
         {"clip": clip.name, "video_kbps": one.kbps[0], "semantic_kbps": one.kbps[1]}
         for clip, one in zip(chosen, coded, strict=True)
@@ -266,7 +249,7 @@ def run(
         console.print(
             f"{row['clip']}: x264 {row['video_kbps']:.1f} kbit/s, semantics {row['semantic_kbps']:.2f} kbit/s"
         )
-    settings = {"crf": crf, "frames": frames, "width": width, "step": network.step, "tables": tables}
+    settings = {"crf": crf, "frames": frames, "width": width, "step": network.step}
     _report.write_json(json_file, report | {"network": network.name, "settings": settings, "results": results})
     console.print(f"wrote {out}", highlight=False)
 

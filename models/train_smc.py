@@ -138,27 +138,30 @@ class SmcTraining:
         """Once, before the first rounding: spread every channel over some steps of the quantiser."""
         latents = []
         for _ in range(4):
-            semantic, seen, _ = self._mined(self.sampler.sample(8))
+            semantic, seen = self._mined(self.sampler.sample(8))
             with autocast():
-                latents.append(self.model.sem_enc(semantic - seen).float())
+                latents.append(self.model.sem_enc(self._coded(semantic, seen)).float())
         gain = LATENT_STD / torch.cat(latents).std((0, 2, 3)).clamp_min(1e-6)
         self.model.rescale_latent(gain)
         for key in ("sem_enc.head.weight", "sem_enc.head.bias", "sem_dec.stem.weight"):
             self.trainer.average[key].copy_(self.model.state_dict()[key])
         self.objective.scaled.fill_(1.0)
 
-    def _mined(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """S and S~ of the last frame, memories filled by those before; and S - S~ of every frame."""
+    def _coded(self, semantic: Tensor, seen: Tensor) -> Tensor:
+        """What Sem-Enc gets: what was lost, or, in open loop, all."""
+        coded = (semantic - seen) if self.config.residual else semantic
+        return coded.contiguous(memory_format=torch.channels_last)
+
+    def _mined(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """S and S~ of the last frame, memories filled by those before."""
         states = self.model.states(len(batch.original), *batch.original.shape[2:4])
-        residuals = []
         with autocast():
             for index in range(batch.original.shape[1]):
                 pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
                 semantic, seen, states["sem"], states["lossy"] = self.model.mine_both(
                     *pair, states["sem"], states["lossy"]
                 )
-                residuals.append(semantic - seen)
-        return semantic, seen, residuals
+        return semantic, seen
 
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
         batch = self.sampler.sample(self.config.batch)
@@ -172,7 +175,7 @@ class SmcTraining:
         """First stage: Sem-Net alone."""
         wanted = self.objective.wanted(self._phi(pictures(batch.original[:, -1])))
         wanted_lossy = self.objective.wanted(self._phi(pictures(batch.lossy[:, -1])))
-        semantic, seen, _ = self._mined(batch)
+        semantic, seen = self._mined(batch)
         semantic, seen = semantic.float(), seen.float()
         here = F.smooth_l1_loss(semantic, wanted) + F.smooth_l1_loss(seen, wanted_lossy)
         lost, wanted_lost = semantic - seen, wanted - wanted_lossy
@@ -195,15 +198,15 @@ class SmcTraining:
                 semantic, seen, states["sem"], states["lossy"] = model.mine_both(
                     original, lossy, states["sem"], states["lossy"]
                 )
-                residual = (semantic - seen) if config.residual else semantic
-                residual = residual.contiguous(memory_format=torch.channels_last)
+                residual = self._coded(semantic, seen)
             with autocast(), torch.set_grad_enabled(index == last):
                 exact = model.sem_enc(residual).float() / step
                 # rates of rounded values: noise would charge silence its own entropy, and price every latent out
                 rounded = exact + (exact.round() - exact).detach()
                 restored = model.sem_dec((rounded if fraction >= config.free else exact) * step * kept)
                 fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])
-            for key, value in (("original", original), ("fused", fused), ("compensated", seen + restored)):
+            compensated = (seen + restored) if config.residual else restored
+            for key, value in (("original", original), ("fused", fused), ("compensated", compensated)):
                 clip[key].append(value.float())
             if index < last:
                 previous = rounded.detach()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.visuals import ROWS, Coded, busiest, draw, load_network, parse_window, position_bits
-from scene_edge.codec.errors import BundleError, ConfigError
+from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.latents import LatentTables
 
 
@@ -45,8 +45,8 @@ def test_windows_are_read_as_width_by_height_in_whole_positions() -> None:
             parse_window(text)
 
 
-def test_a_source_that_is_neither_run_nor_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such bundle"):
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint"):
         load_network(str(tmp_path / "nothing"), "smc-s", 0)
 
 
@@ -58,8 +58,6 @@ def test_the_picture_is_as_wide_as_promised(tmp_path: Path) -> None:
     coded = Coded(
         dict.fromkeys(ROWS[:4], picture), np.ones((4, 6), np.float32), np.ones((4, 6), np.float32), (80, 2), 16
     )
-    draw(
-        [("mot/a, frame 3", coded), ("vos/b, frame 3", coded)], (32, 64), 43, "tables of the bundle", tmp_path / "a.png"
-    )
+    draw([("mot/a, frame 3", coded), ("vos/b, frame 3", coded)], (32, 64), 43, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width == 1600
