@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch", reason="exports are made with torch")
 
-from scene_edge.codec.latents import LatentTables  # noqa: E402
-from scene_edge.codec.quality import tensors_of  # noqa: E402
-from scene_edge.models.registry import _fit_tables  # noqa: E402
+from scene_edge.codec.latents import LatentTables
+from scene_edge.codec.quality import tensors_of
+from scene_edge.models.registry import _fit_tables
 
 
 def test_each_quality_has_tables_of_its_own_and_coarser_ones_cost_less() -> None:
