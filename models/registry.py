@@ -141,8 +141,6 @@ def smc_export(
         "mean_bits_per_frame": mean_bits,
     }
     sizes = [{"rows": rows, "columns": columns} for rows, columns in LITERT_SIZES[:1]]
-    encoder_samples.sort(key=lambda sample: sample["lossy"].size)  # the first is the golden one: small, not at a key
-    decoder_samples.sort(key=lambda sample: sample["lossy"].size)
     graphs = {
         "encoder": GraphExport(
             encoder,

@@ -37,8 +37,8 @@ DEFAULT_ENGINES = ("openvino", "onnx", "litert")
 DEFAULT_MAX_ERROR = 0.5
 EVALUATION_SAMPLES = 8
 LITERT_SAMPLES = 24
-GOLDEN_GRID = (48, 64)
-GOLDEN_BYTES = 1 << 20
+GOLDEN_GRID = (24, 32)
+GOLDEN_BYTES = 1 << 18
 FP32_BYTES = 1 << 20
 """An fp32 ONNX file is shipped beside the INT8 ones up to this size, as the artefact of last resort."""
 
