@@ -140,7 +140,7 @@ def smc_export(
         "weights": sum(value.numel() for value in model.parameters()),
         "mean_bits_per_frame": mean_bits,
     }
-    sizes = [{"rows": rows, "columns": columns} for rows, columns in LITERT_SIZES[:1]]
+    sizes = [{"rows": rows, "columns": columns} for rows, columns in LITERT_SIZES[1:]]  # the Raspberry Pi's
     graphs = {
         "encoder": GraphExport(
             encoder,
