@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from rich.progress import track
@@ -28,9 +27,7 @@ from benchmarks import _report
 from benchmarks.clips import data_folder
 from scene_edge.codec.errors import ConfigError, FormatError
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
-from scene_edge.models.loop import autocast
-from scene_edge.models.objectives import MachineDistance, rate_slope
-from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures
+from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, price_of_bits
 from scene_edge.models.recipes import SmcRun, load_recipe, make_run
 from scene_edge.models.semantic_objective import SemanticTermsConfig
 from scene_edge.models.train_smc import SmcTraining, torch_seeded
@@ -176,21 +173,6 @@ def train_variant(config: SmcRun, clips: Path, teacher: Mapping[str, Any]) -> Sm
     return training
 
 
-@torch.no_grad()
-def price_of_bits(sampler: ClipSampler, machine: MachineDistance, config: SmcRun, seed: int) -> float:
-    """What x264 pays on the judged clips, in distance per ln(bits), as training measures it on its own."""
-    points = []
-    for crf in sampler.crfs:
-        sampler.random = np.random.default_rng(seed)  # the same crops at every CRF
-        batch = sampler.sample(24, crf)
-        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
-        with autocast():
-            distance = machine.distance(machine.features(lossy), machine.features(original))
-        distance = distance + config.sample_weight * (lossy - original).abs().mean((1, 2, 3))
-        points.append([(float(rate), float(value)) for rate, value in zip(batch.video_bpp, distance, strict=True)])
-    return rate_slope(points)
-
-
 def judge(training: SmcTraining, clips: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """`measure_qualities` on the same crops for every variant; one result for each seed."""
     full, machine = variant_run(FULL, data=training.config.data, out=training.config.out), training.machine
@@ -198,7 +180,7 @@ def judge(training: SmcTraining, clips: Path, seeds: Sequence[int]) -> list[dict
     draws = []
     for seed in track(seeds, f"{training.config.out.name}: judged", console=console):
         sampler = ClipSampler(clips, seed, size=full.crop, length=full.length)
-        price = price_of_bits(sampler, machine, full, seed)
+        price = price_of_bits(sampler, machine, full.sample_weight, full.machine_weight, seed)
         draws.append(measure_qualities(model, sampler, machine, price, full.sample_weight, JUDGED))
     return draws
 

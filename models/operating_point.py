@@ -14,7 +14,7 @@ from scene_edge.codec.planes import U8
 from scene_edge.models.data import Batch, ClipSampler
 from scene_edge.models.layers import from_packed
 from scene_edge.models.loop import autocast, device
-from scene_edge.models.objectives import MachineDistance
+from scene_edge.models.objectives import MachineDistance, rate_slope
 from scene_edge.models.sizes import AnySmc
 
 QUALITY_STEPS = (1.0, 1.41, 2.0, 2.83, 4.0, 5.66)
@@ -24,6 +24,23 @@ QUALITY_STEPS = (1.0, 1.41, 2.0, 2.83, 4.0, 5.66)
 def pictures(packed: U8) -> Tensor:
     """Packed u8 [B, h, w, 24] as a float batch on the training device."""
     return from_packed(torch.from_numpy(np.ascontiguousarray(packed)).to(device()))
+
+
+@torch.no_grad()
+def price_of_bits(
+    sampler: ClipSampler, machine: MachineDistance, sample_weight: float, machine_weight: float, seed: int
+) -> float:
+    """What x264 pays on the sampler's clips: distance per ln(bits), from the same 24 crops at every CRF."""
+    points: list[list[tuple[float, float]]] = []
+    for crf in sampler.crfs:
+        sampler.random = np.random.default_rng(seed)
+        batch = sampler.sample(24, crf)
+        original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
+        with autocast():
+            distance = machine_weight * machine.distance(machine.features(lossy), machine.features(original))
+        distance = distance + sample_weight * (lossy - original).abs().mean((1, 2, 3))
+        points.append([(float(rate), float(value)) for rate, value in zip(batch.video_bpp, distance, strict=True)])
+    return rate_slope(points)
 
 
 @torch.no_grad()

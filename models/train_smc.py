@@ -21,8 +21,8 @@ from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
 from scene_edge.models.instruments import OnnxFeatures
 from scene_edge.models.layers import packed_to_bgr
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
-from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
-from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures
+from scene_edge.models.objectives import LatentPrior, MachineDistance
+from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures, price_of_bits
 from scene_edge.models.recipes import SmcRun
 from scene_edge.models.semantic_objective import SemanticTerms
 from scene_edge.models.sizes import build_smc
@@ -99,25 +99,10 @@ class SmcTraining:
         self.machine = MachineDistance(config.data / config.instrument).to(device())
         self.teacher = OnnxFeatures(config.data / config.instrument, (PHI_VALUE,)).to(device())
         self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
-        self.slope = self._slope()
+        self.slope = price_of_bits(self.sampler, self.machine, config.sample_weight, config.machine_weight, config.seed)
         self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
         if self.trainer.steps == 0 and config.mined:
             self._measure_semantics()
-
-    @torch.no_grad()
-    def _slope(self) -> float:
-        """The base codec's loss per ln(bits), from the same crops at every CRF."""
-        points: list[list[tuple[float, float]]] = []
-        for crf in self.sampler.crfs:
-            self.sampler.random = np.random.default_rng(self.config.seed)
-            batch = self.sampler.sample(24, crf)
-            original, lossy = pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])
-            with autocast():
-                seen, truth = self.machine.features(lossy), self.machine.features(original)
-            loss = self.config.machine_weight * self.machine.distance(seen, truth)
-            loss = loss + self.config.sample_weight * (lossy - original).abs().mean((1, 2, 3))
-            points.append([(float(rate), float(value)) for rate, value in zip(batch.video_bpp, loss, strict=True)])
-        return rate_slope(points)
 
     @torch.no_grad()
     def _phi(self, picture: Tensor) -> Tensor:

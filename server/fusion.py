@@ -44,7 +44,6 @@ class FusionDecoder:
         session: Session | None = None,
     ) -> None:
         qualities = load_qualities(bundle)
-        self._first_step = qualities[0].step
         self.latent_shape = latent_shape(bundle, width, height)
         self.bundle, self.width, self.height = bundle, width, height
         self._h, self._w = aligned(height) // 4, aligned(width) // 4
@@ -75,7 +74,10 @@ class FusionDecoder:
         return self._packets.quality_of(packet).step
 
     def fuse(self, lossy: Planes, latent: NDArray[np.int16] | None, key: bool, step: float | None = None) -> Planes:
-        """The fused picture. `key` starts a GOP (states are cleared); latent None is a frame without semantics."""
+        """The fused picture. `key` starts a GOP (states are cleared); latent None is a frame without semantics.
+
+        `step` is the quantiser's, of the packet that the latent came in. Raises FormatError for a latent without one.
+        """
         if (lossy.width, lossy.height) != (self.width, self.height):
             raise FormatError(
                 "picture of another size", got=f"{lossy.width}x{lossy.height}", allowed=f"{self.width}x{self.height}"
@@ -84,7 +86,9 @@ class FusionDecoder:
             self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
         values = np.zeros((1, *self.latent_shape), np.float32)
         if latent is not None:
-            np.multiply(latent, np.float32(self._first_step if step is None else step), out=values[0])
+            if step is None:
+                raise FormatError("a latent without its quantiser's step", hint="Take both from latent_of or step_of.")
+            np.multiply(latent, np.float32(step), out=values[0])
         out = self.session.run(
             {
                 "lossy": pack(lossy)[None],

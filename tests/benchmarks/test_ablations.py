@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from benchmarks.ablations import (
     claim,
     compare_with_full,
     draw,
-    price_of_bits,
     start_from,
     summarise,
     table_of,
@@ -34,7 +33,8 @@ from benchmarks.ablations import (
 from scene_edge.codec.errors import ConfigError, FormatError
 from scene_edge.models.data import ClipSampler
 from scene_edge.models.loop import Trainer
-from scene_edge.models.operating_point import QUALITY_STEPS
+from scene_edge.models.objectives import MachineDistance
+from scene_edge.models.operating_point import QUALITY_STEPS, price_of_bits
 from scene_edge.models.recipes import load_recipe
 from scene_edge.models.semantic_objective import SemanticTerms, SemanticTermsConfig
 from scene_edge.models.smc import Smc, SmcConfig
@@ -164,7 +164,8 @@ def test_the_price_of_bits_is_that_of_the_same_crops_at_every_crf(tmp_path: Path
             return seen - truth
 
     config = variant_run(FULL, **MACHINE)
-    price = price_of_bits(ClipSampler(tmp_path, 1, size=32, length=1), Blind(), config, 1)  # type: ignore[arg-type]
+    sampler, blind = ClipSampler(tmp_path, 1, size=32, length=1), cast(MachineDistance, Blind())
+    price = price_of_bits(sampler, blind, config.sample_weight, config.machine_weight, 1)
     assert price == pytest.approx(config.sample_weight * 6 / 255 / math.log(4), rel=1e-4)
 
 

@@ -45,10 +45,12 @@ def test_a_lost_packet_spoils_its_gop_and_no_more(bundle: Bundle, decoder: Fusio
 def test_the_latent_reaches_the_picture(decoder: FusionDecoder) -> None:
     lossy = picture(0)
     ones = np.ones((CHANNELS, 4, 6), np.int16)
-    fused = decoder.fuse(lossy, ones, True)
+    fused = decoder.fuse(lossy, ones, True, 1.0)
     assert abs(float(lossy.y.mean()) - float(fused.y.mean()) - DARKER) < 2
     half = decoder.fuse(lossy, ones, True, 0.5)
     assert abs(float(lossy.y.mean()) - float(half.y.mean()) - DARKER / 2) < 2
+    with pytest.raises(FormatError, match="step"):
+        decoder.fuse(lossy, ones, True)
 
 
 def test_without_a_packet_the_lossy_picture_passes(decoder: FusionDecoder) -> None:
