@@ -2,10 +2,11 @@
 
     python -m benchmarks.ablations --minutes 60
 
-All start from one Sem-Net, taught once; all have the same seed, time and thread, and go on where they were stopped.
-Minutes count the whole recipe, of which the shared teaching is the first part. A variant that is cheaper takes more
-steps in its time, as it would in a real run; the steps stand in the table. All are judged by one yardstick, that of
-`measure_qualities` (cost = distance + price of the bits), whatever they were trained for.
+All start from one Sem-Net and one coder, taught once (but for the open loop, whose coder is another); all have the same
+seed, time and thread, and go on where they were stopped. Minutes count the whole recipe, of which the shared teaching
+is the first part; from there on, coder and F-Net learn together with the paper's own terms. A variant that is cheaper
+takes more steps in its time, as it would in a real run; the steps stand in the table. All are judged by one yardstick,
+that of `measure_qualities` (cost = distance + price of the bits), whatever they were trained for.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ def variant_run(name: str, **machine: Any) -> SmcRun:
 
 
 def teaching_run(**machine: Any) -> SmcRun:
-    """The run that only teaches Sem-Net, for the share of the minutes that the recipe gives to it."""
+    """The run that only teaches the coder, for the share of the minutes that the recipe gives to it."""
     recipe = load_recipe(RECIPE, **machine)
-    stages = {"mined": 1.0, "free": 1.0, "full_price": 1.0}
-    minutes = {"max_minutes": recipe.mined * recipe.max_minutes}
+    stages = {"coded": 1.0, "free": recipe.free / recipe.coded, "full_price": recipe.full_price / recipe.coded}
+    minutes = {"max_minutes": recipe.coded * recipe.max_minutes}
     return make_run(recipe.as_dict() | machine | stages | minutes, "the shared teaching")
 
 
@@ -97,18 +98,28 @@ def chosen_variants(text: str) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
+_OBJECTIVE = ("1.prior.", "1.scaled")
+"""What of a checkpoint's objective belongs to the coder."""
+
+
 class OpenLoop:
     """A model that codes S, in the interface of one that codes S - S~: what it calls S is S + S~."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.states, self.fuse = model.states, model.fuse
+        self.states = model.states
         self.sem_enc, self.sem_dec = model.sem_enc, model.sem_dec
 
     def mine_both(self, *given: Tensor) -> tuple[Tensor, ...]:
         semantic, seen, *states = self._model.mine_both(*given)
         # in float32, so that taking S~ away again leaves S
         return semantic.float() + seen.float(), seen.float(), *states
+
+    def fuse(self, lossy: Tensor, seen: Tensor, restored: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What comes back is S^ itself, or zeros where no latent was sent."""
+        told = restored - seen if restored.any() else restored
+        fused: tuple[Tensor, Tensor] = self._model.fuse(lossy, seen, told, state)
+        return fused
 
 
 def claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -128,36 +139,34 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def taught(run: Path) -> dict[str, Any]:
-    """What the variants take over of a checkpoint: Sem-Net as it would ship, phi's basis, and the steps it took."""
+    """What the variants take over of a checkpoint: all networks but F-Net as they would ship, the prior, the steps."""
     path = run / "state.pt"
     if not path.is_file():
         raise ConfigError("no checkpoint to start from", got=str(run), hint="Give --start the folder of a run of SMC.")
     state = torch.load(path, weights_only=True, map_location="cpu")
-    prefix = "sem_net."
     return {
-        "sem_net": {key[len(prefix) :]: value for key, value in state["average"].items() if key.startswith(prefix)},
-        "basis": {name: state["trained"].get(f"1.{name}") for name in ("centre", "basis")},
+        "model": {key: value for key, value in state["average"].items() if not key.startswith("f_net.")},
+        "objective": {key[2:]: value for key, value in state["trained"].items() if key.startswith(_OBJECTIVE)},
         "steps": state["steps"],
     }
 
 
 def start_from(training: SmcTraining, teacher: Mapping[str, Any]) -> None:
-    """Put a fresh run where the shared teaching ends. Raises FormatError for a Sem-Net of another size."""
+    """Put a fresh run where the shared teaching ends. Raises FormatError for a coder of another size."""
     trainer, config = training.trainer, training.config
     try:
-        training.model.sem_net.load_state_dict(teacher["sem_net"])
-        for name, value in teacher["basis"].items():
-            getattr(training.objective, name).copy_(value)
-    except (RuntimeError, TypeError) as error:
+        for module, part in ((training.model, "model"), (training.objective, "objective")):
+            module.load_state_dict({**module.state_dict(), **teacher[part]})
+    except RuntimeError as error:
         raise FormatError(
-            "the checkpoint to start from holds no Sem-Net that fits",
+            "the checkpoint to start from holds no coder that fits",
             got=str(error).splitlines()[0],
             hint=f"It must be of {RECIPE}.",
         ) from error
-    for key, value in training.model.sem_net.state_dict().items():
-        trainer.average[f"sem_net.{key}"].copy_(value)
+    for key in teacher["model"]:
+        trainer.average[key].copy_(training.model.state_dict()[key])
     # a little past the border, whatever the rounding: not one step of teaching more
-    trainer.seconds = config.mined * config.max_minutes * 60 + 1e-3
+    trainer.seconds = config.coded * config.max_minutes * 60 + 1e-3
     trainer.steps = max(1, int(teacher["steps"]))
     trainer.save()
 
@@ -166,7 +175,7 @@ def train_variant(config: SmcRun, clips: Path, teacher: Mapping[str, Any]) -> Sm
     """Train, or go on; returns the run with its averaged weights."""
     torch_seeded(config.seed)
     training = SmcTraining(config, clips)
-    if training.trainer.steps == 0:
+    if training.trainer.steps == 0 and config.residual:
         start_from(training, teacher)
     training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
@@ -292,9 +301,7 @@ def prepare(config: DataConfig, cache: Path, label: str) -> Path:
 def run(
     minutes: Annotated[float, typer.Option(min=0.01, help="Of each variant, the shared teaching included.")] = 60.0,
     variants: Annotated[str, typer.Option(help="Which to train and compare, comma separated.")] = ",".join(VARIANTS),
-    start: Annotated[
-        Path | None, typer.Option(help="Run of smc-s whose Sem-Net is taken. Default: taught here.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Run of smc-s whose coder is taken. Default: taught here.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs and of ablations.png.")] = Path("runs/ablations"),
     cache: Annotated[Path, typer.Option(help="Folder of prepared clips, shared with training.")] = Path("runs/cache"),
     draws: Annotated[int, typer.Option(min=1, help="Sets of crops that all are judged on.")] = 4,

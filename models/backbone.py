@@ -1,13 +1,15 @@
 """A ShuffleNetV2 (x0.5) trunk on packed YUV pictures, shared by the detector and the action networks.
 
-Differences from Ma et al., ECCV 2018: the input is a packed u8 picture, so that the stem is one convolution on the
-quarter grid whose four phases are maximised (stride 2 and max-pooling of the original in one), and batch norms are
-folded.
+Differences from Ma et al., ECCV 2018: the input is a packed picture, so that the stem is one convolution on the
+quarter grid, of four phases of the half grid, and batch norms are folded. The original pools these 3x3 with stride 2;
+an `exact` trunk does just that, and repeats the picture's border where the original sees black. Without it only the
+four phases of a cell are maximised, which is cheaper and costs the pretrained weights much of what they know (agreement
+of FastestDet's boxes with YOLOX-nano's on seven clips: F1 0.81 exact, 0.69 not).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,34 @@ class DownUnit(nn.Module):
         return torch.cat([side, main], 1)
 
 
+def bordered(picture: Tensor) -> Tensor:
+    """[B, C, h, w] with its border repeated once on each side; of slices, since LiteRT knows no such padding.
+
+    Zeros would be a green frame, and a shift of the samples to make them black would cost INT8 the samples' own grid.
+    """
+    picture = torch.cat([picture[:, :, :1], picture, picture[:, :, -1:]], 2)
+    return torch.cat([picture[..., :1], picture, picture[..., -1:]], 3)
+
+
+def pooled(phases: Tensor) -> Tensor:
+    """The four phases [B, 4 * C, h, w] of a picture at half size, none negative -> its 3x3 maxima at stride 2.
+
+    A cell's neighbours above and to the left have the row and column that its own phases lack.
+    """
+    both, left, above, corner = phases.chunk(4, 1)
+    left = F.max_pool2d(F.pad(left, (1, 0, 0, 0)), (1, 2), 1)
+    above = F.max_pool2d(F.pad(above, (0, 0, 1, 0)), (2, 1), 1)
+    corner = F.max_pool2d(F.pad(corner, (1, 0, 1, 0)), 2, 1)
+    return torch.maximum(torch.maximum(both, left), torch.maximum(above, corner))
+
+
 class Backbone(nn.Module):
     """Packed u8 [B, h, w, 24] -> features at strides 8, 16 and 32 of the picture: 48, 96 and 192 channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(24, 4 * STEM, 3, 1, 1)
+        self.exact = exact
+        self.stem = nn.Conv2d(24, 4 * STEM, 3, 1, 0 if exact else 1)
         stages, inputs = [], STEM
         for outputs, units in STAGES:
             stages.append(nn.ModuleList([DownUnit(inputs, outputs), *(Unit(outputs) for _ in range(units - 1))]))
@@ -72,12 +96,15 @@ class Backbone(nn.Module):
         self.stages: Any = nn.ModuleList(stages)
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        phases = self.stem(from_packed(picture))
-        y = torch.maximum(
-            torch.maximum(phases[:, :STEM], phases[:, STEM : 2 * STEM]),
-            torch.maximum(phases[:, 2 * STEM : 3 * STEM], phases[:, 3 * STEM :]),
-        )
-        y = F.relu(y)
+        return self.features(from_packed(picture))
+
+    def features(self, picture: Tensor) -> list[Tensor]:
+        """The same from a packed float picture [B, 24, h, w] in 0..1."""
+        if self.exact:
+            y = pooled(F.relu(self.stem(bordered(picture))))
+        else:
+            one, two, three, four = self.stem(picture).chunk(4, 1)
+            y = F.relu(torch.maximum(torch.maximum(one, two), torch.maximum(three, four)))
         features = []
         for stage in self.stages:
             for unit in stage:
@@ -94,16 +121,22 @@ class Backbone(nn.Module):
                 yield from (unit.expand, unit.depthwise, unit.project)
 
     @torch.no_grad()
-    def load_fastestdet(self, path: Path) -> None:
-        """Start from the trunk of a FastestDet ONNX file (BSD-3-Clause), its stem rewritten for packed YUV."""
+    def load_fastestdet(self, path: Path, behind: Sequence[nn.Conv2d] = ()) -> None:
+        """Start from the trunk of a FastestDet ONNX file (BSD-3-Clause), its stem rewritten for packed YUV.
+
+        `behind`: the convolutions that follow the trunk there, in order, to be filled as well. Raises FormatError.
+        """
         graph = onnx.load(str(path)).graph
         values = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
         nodes = [node for node in graph.node if node.op_type == "Conv"]
         pairs = [(values[node.input[1]], values[node.input[2]]) for node in nodes]
-        targets = list(self.convolutions())
+        targets = [*self.convolutions(), *behind]
         if len(pairs) <= len(targets):
             raise FormatError(f"{path} is no FastestDet", got=f"{len(pairs)} convolutions", allowed=f"> {len(targets)}")
-        weight, bias = packed_stem(*(torch.from_numpy(np.asarray(array)) for array in pairs[0]))
+        first = [torch.from_numpy(np.asarray(array)) for array in pairs[0]]
+        if tuple(first[0].shape) != (STEM, 3, 3, 3):
+            raise FormatError(f"{path} is no FastestDet", got=tuple(first[0].shape), allowed=(STEM, 3, 3, 3))
+        weight, bias = packed_stem(*first)
         self.stem.weight.copy_(weight)
         self.stem.bias.copy_(bias)  # type: ignore[union-attr]
         for target, (kernel, offset) in zip(targets, pairs[1:], strict=False):

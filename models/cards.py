@@ -18,7 +18,7 @@ from scene_edge.codec.errors import FormatError
 
 RECORD, LOG, CARD, CURVES = "record.json", "log.jsonl", "card.md", "curves.png"
 
-STAGES = ("mined", "free", "full_price")
+STAGES = ("free", "full_price", "coded")
 """Where a recipe of SMC changes what it trains, as fractions of the time box."""
 
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -34,6 +34,9 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of data order and weights.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of another run of SMC whose weights are taken over where they fit.")
+    ] = None,
     weaknesses: Annotated[str, typer.Option(help="What is known to be weak, for the model card.")] = "",
 ) -> None:
     """Train a network on real clips; interrupt it and start it again as you like.
@@ -43,7 +46,13 @@ def train(
     out = out or Path("runs") / model.value
     if not data.is_dir():
         raise ConfigError("no such data folder", got=str(data), hint="Give --data a folder with train/ and models/.")
-    record = _trainer(model)(data=data, out=out, max_minutes=max_minutes, resume=resume, seed=seed, threads=threads)
+    settings: dict[str, Any] = {"data": data, "out": out, "max_minutes": max_minutes, "resume": resume}
+    settings |= {"seed": seed, "threads": threads}
+    if start is not None:
+        if not model.value.startswith("smc-"):
+            raise ConfigError("only SMC starts from another run", got=model.value, hint="Leave out --start.")
+        settings["start"] = start
+    record = _trainer(model)(**settings)
     if weaknesses:
         record["weaknesses"] = weaknesses
     (out / RECORD).write_text(json.dumps(record, indent=1))

@@ -168,8 +168,15 @@ class Batch:
     video_bpp: NDArray[np.float32]
 
 
+CRF_WEIGHTS = {27: 1.0, 31: 2.0, 35: 3.0}
+"""How often a CRF is drawn in training, 4 for all others: where little was lost there is little to learn."""
+
+
 class ClipSampler:
-    """Random crops of consecutive frames, aligned to macroblocks, from a cache folder; `relit` varies their light."""
+    """Random crops of consecutive frames, aligned to macroblocks, from a cache folder; `relit` varies their light.
+
+    `attend` moves the crops to where objects are.
+    """
 
     def __init__(self, folder: Path, seed: int, *, size: int = 256, length: int = 3, relit: bool = False) -> None:
         self.relit = relit
@@ -190,17 +197,33 @@ class ClipSampler:
         if not weights.any():
             raise ConfigError("every clip is smaller than the crop", got=f"crop of {size}", hint="Use a smaller crop.")
         self.weights = weights / weights.sum()
+        chances = np.array([CRF_WEIGHTS.get(crf, 4.0) for crf in self.crfs])
+        self.chances = chances / chances.sum()
+        self.objects: list[NDArray[np.bool_]] | None = None
+
+    def attend(self, objects: list[NDArray[np.bool_]]) -> None:
+        """From now on three of four crops hold an object: bool [T, h/4, w/4] for each clip, on the /16 grid."""
+        self.objects = objects
+
+    def _corner(self, index: int, start: int) -> tuple[int, int]:
+        """Top and left of a crop, in packed positions."""
+        rows, columns = ((side - self.size) // 4 for side in self.arrays[index]["original"].shape[1:3])
+        if self.objects is not None and self.random.random() < 0.75:
+            places = np.argwhere(self.objects[index][start + self.length - 1])
+            if len(places):
+                row, column = places[self.random.integers(len(places))] - self.random.integers(1, self.size // 4 - 1, 2)
+                return 4 * int(np.clip(row, 0, rows)), 4 * int(np.clip(column, 0, columns))
+        return 4 * int(self.random.integers(rows + 1)), 4 * int(self.random.integers(columns + 1))
 
     def sample(self, batch: int, crf: int | None = None) -> Batch:
         """A batch of crops, each at a CRF of its own unless one is given."""
         originals, lossies, wholes, rates = [], [], [], []
         for _ in range(batch):
             index = int(self.random.choice(len(self.arrays), p=self.weights))
-            chosen = crf or int(self.random.choice(self.crfs))
+            chosen = crf or int(self.random.choice(self.crfs, p=self.chances))
             original = self.arrays[index]["original"]
             start = int(self.random.integers(original.shape[0] - self.length + 1))
-            top = 4 * int(self.random.integers((original.shape[1] - self.size) // 4 + 1))
-            left = 4 * int(self.random.integers((original.shape[2] - self.size) // 4 + 1))
+            top, left = self._corner(index, start)
             where = np.s_[start : start + self.length, top : top + self.size, left : left + self.size]
             pair = [np.asarray(self.arrays[index][name][where]) for name in ("original", f"crf{chosen}")]
             if self.random.random() < 0.5:

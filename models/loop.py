@@ -55,7 +55,7 @@ def autocast() -> Iterator[None]:
 class Trainer:
     """Runs `step(progress) -> (loss, figures)` until the time box is full; a later call goes on where it stopped.
 
-    `faster` are parameters, such as an entropy model's, that learn at 20 times the rate. The learning rate warms up
+    `faster` are parameters, such as an entropy model's, that learn at 100 times the rate. The learning rate warms up
     over 3 % of the time and falls as a cosine; weights are averaged (EMA), and it is the average that is kept for
     export. `state.pt` holds everything to resume, `log.jsonl` a line every few seconds.
     """
@@ -72,7 +72,7 @@ class Trainer:
         self.average = {key: value.detach().clone().float() for key, value in model.state_dict().items()}
         quick = {id(parameter) for parameter in faster or []}
         slow = [parameter for parameter in self.trained.parameters() if id(parameter) not in quick]
-        groups = [{"params": slow, "scale": 1.0}] + ([{"params": faster, "scale": 20.0}] if faster else [])
+        groups = [{"params": slow, "scale": 1.0}] + ([{"params": faster, "scale": 100.0}] if faster else [])
         self.optimiser = torch.optim.AdamW(groups, config.learning_rate, weight_decay=1e-4)
         self.seconds, self.steps = 0.0, 0
         config.out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,9 @@ YOLOX_NANO_VALUES = ("input.175", "input.283", "onnx::Shape_1066", "onnx::Shape_
 BACKBONE = 2
 """How many of these values are the backbone's."""
 
+FEATURES = 0.5
+"""What a backbone's distance weighs beside a verdict's."""
+
 
 class MachineDistance(nn.Module):
     """How much a frozen YOLOX sees of the original in another picture: 0 for the same picture.
@@ -30,16 +33,22 @@ class MachineDistance(nn.Module):
         super().__init__()
         self.net = OnnxFeatures(onnx, YOLOX_NANO_VALUES)
 
-    def features(self, picture: Tensor) -> list[Tensor]:
-        """Packed float [B, 24, h, w] in 0..1 -> the detector's values."""
-        bgr = packed_to_bgr(picture).contiguous(memory_format=torch.channels_last)
-        return [value.float() for value in self.net(bgr)]
+    def features(self, picture: Tensor, side: int | None = None) -> list[Tensor]:
+        """Packed float [B, 24, h, w] in 0..1 -> the detector's values, the picture scaled to `side` x `side` before.
+
+        Detectors look at a scaled picture, and what only shows at full size does not help them.
+        """
+        bgr = packed_to_bgr(picture)
+        if side is not None and (side, side) != tuple(bgr.shape[2:]):
+            bgr = F.interpolate(bgr, (side, side), mode="bilinear", antialias=side < bgr.shape[2], align_corners=False)
+        return [value.float() for value in self.net(bgr.contiguous(memory_format=torch.channels_last))]
 
     def distance(self, seen: list[Tensor], truth: list[Tensor]) -> Tensor:
         """Per sample, [B]."""
         total = torch.zeros(seen[0].shape[0], device=seen[0].device)
         for value, target in zip(seen[:BACKBONE], truth[:BACKBONE], strict=True):
-            total = total + (value - target).abs().mean((1, 2, 3)) / (target.abs().mean((1, 2, 3)) + 1e-6)
+            far = (value - target).abs().mean((1, 2, 3)) / (target.abs().mean((1, 2, 3)) + 1e-6)
+            total = total + FEATURES * far
         for value, target in zip(seen[BACKBONE:], truth[BACKBONE:], strict=True):
             total = total + _verdicts(value, target)
         return total

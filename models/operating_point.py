@@ -17,13 +17,13 @@ from scene_edge.models.loop import autocast, device
 from scene_edge.models.objectives import MachineDistance, rate_slope
 from scene_edge.models.sizes import AnySmc
 
-QUALITY_STEPS = (1.0, 1.41, 2.0, 2.83, 4.0, 5.66)
+QUALITY_STEPS = (4.0, 5.66, 8.0, 11.3, 16.0, 22.6)
 """Quantiser steps of the operating points, finest first, in units of the latent as trained."""
 
 
 def pictures(packed: U8) -> Tensor:
     """Packed u8 [B, h, w, 24] as a float batch on the training device."""
-    return from_packed(torch.from_numpy(np.ascontiguousarray(packed)).to(device()))
+    return from_packed(torch.from_numpy(np.array(packed)).to(device()))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,17 +19,26 @@ from scene_edge.models.semantic_objective import SemanticTermsConfig
 class SmcRun(RunConfig):
     """One recipe: sizes, stages and weights of the objective's terms (see `SmcTraining`); kept in `recipes/`.
 
-    `mined`, `free` and `full_price` are fractions of the time box: Sem-Net is taught and then stands still; end of the
-    exact and free latent; the latent costs its full price. With `mined` 0 nothing teaches Sem-Net but the objective.
+    `coded`, `free` and `full_price` are fractions of the time box: end of the stage in which Sem-Enc and Sem-Dec learn
+    without pictures; end of the exact and free latent; the latent costs its full price. With `coded` 0 all networks
+    learn at once from nothing, as the paper's do, and no `teacher` is read.
     """
 
     size: str = "smc-s"
+    teacher: str = "models/FastestDet.onnx"
+    """Sem-Net starts as this detector's body."""
     instrument: str = "models/yolox_nano.onnx"
-    mined: float = 0.15
-    free: float = 0.5
-    full_price: float = 0.7
+    """The detector in whose eyes the fused picture is to be like the original."""
+    judged: list[float] = field(default_factory=lambda: [1.0])
+    """Sizes, times the crop's side, at which the instrument looks; one is drawn for each step."""
+    start: Path | None = None
+    """Folder of an earlier run whose weights are taken over where they fit."""
+    coded: float = 0.2
+    free: float = 0.04
+    full_price: float = 0.1
     sample_weight: float = 8.0
     machine_weight: float = 1.0
+    verdict_weight: float = 1.0
     semantic_weight: float = 0.5
     rate_weight: float = 0.5
     terms: SemanticTermsConfig = field(default_factory=SemanticTermsConfig.off)
@@ -37,15 +47,16 @@ class SmcRun(RunConfig):
     residual: bool = True
     """False: S itself is coded, not S - S~ (open loop, an ablation)."""
     drop: float = 0.15
-    crop: int = 256
+    crop: int = 224
     length: int = 3
+    coder_batch: int = 8
 
     def as_dict(self) -> dict[str, Any]:
         """For the record: what was trained how, without the paths of the machine."""
         return {key: value for key, value in asdict(self).items() if key not in _MACHINE}
 
 
-_MACHINE = ("data", "out", "resume", "threads", "save_every_s", "max_minutes")
+_MACHINE = ("data", "out", "resume", "threads", "save_every_s", "max_minutes", "start")
 """Settings of a run that belong to the machine it runs on, and to no recipe."""
 
 

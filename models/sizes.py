@@ -12,9 +12,9 @@ AnySmc: TypeAlias = Smc | SmcPaper
 
 CAMERA_SIZES = {
     "smc-s": SmcConfig(),
-    "smc-m": SmcConfig(latent=32, sem_widths=(64, 96, 160)),
+    "smc-m": SmcConfig(fuse_depths=(2, 3, 4)),
 }
-"""Made for cameras: Sem-Net from what a board can do per frame, F-Net from what a core of a server can."""
+"""Made for cameras. They differ on the server alone: its F-Net is what a core there can do, or half as fast."""
 
 SIZES = (*CAMERA_SIZES, "smc-paper")
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scene_edge.models.layers import CausalTemporal, ResBlock, conv, from_packed, start_at_zero, to_packed
+from scene_edge.models.semantics import CLAIMS, SEMANTIC, SemNet, Verdicts
 
 if TYPE_CHECKING:
     from scene_edge.models.sizes import AnySmc
@@ -28,50 +29,35 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class SmcConfig:
-    """Widths of the networks at /4, /8 and /16, and residual blocks of Sem-Net; `smc-s` is the default."""
+    """Channels of the latent, of Sem-Enc's inside, and of F-Net at /4, /8 and /16; `smc-s` is the default."""
 
-    semantic: int = 64
     latent: int = 16
-    sem_widths: tuple[int, int, int] = (32, 64, 96)
-    sem_depth: int = 1
+    coder: int = 64
     fuse_widths: tuple[int, int, int] = (64, 96, 128)
+    fuse_depths: tuple[int, int, int] = (1, 1, 2)
+    """Residual blocks of F-Net on its way up, at /4, /8 and /16."""
+    entry: int = 64
+    """Channels in which F-Net takes up what Sem-Net and Sem-Dec say."""
+
+    @property
+    def semantic(self) -> int:
+        return SEMANTIC
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-class SemNet(nn.Module):
-    """Picture [B, 24, h, w] and state [B, 2C, h/4, w/4] -> semantic feature [B, S, h/4, w/4] and the next state."""
-
-    def __init__(self, widths: tuple[int, int, int], semantic: int, depth: int) -> None:
-        super().__init__()
-        quarter, eighth, sixteenth = widths
-        self.stem = conv(24, quarter)
-        self.down8 = conv(quarter, eighth, stride=2)
-        self.body8 = nn.Sequential(*(ResBlock(eighth) for _ in range(depth)))
-        self.down16 = conv(eighth, sixteenth, stride=2)
-        self.body16 = nn.Sequential(*(ResBlock(sixteenth) for _ in range(depth)))
-        self.temporal = CausalTemporal(sixteenth)
-        self.head = conv(sixteenth, semantic)
-
-    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.stem(x - 0.5))
-        x = self.body8(F.relu(self.down8(x)))
-        x = self.body16(F.relu(self.down16(x)))
-        x, state = self.temporal(x, state)
-        return self.head(F.relu(x)), state
-
-
 class SemEnc(nn.Module):
     """Residual semantics [B, S, h, w] -> latent [B, C, h, w] in units of the quantiser's step."""
 
-    def __init__(self, semantic: int, latent: int) -> None:
+    def __init__(self, semantic: int, width: int, latent: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(ResBlock(semantic), ResBlock(semantic), ResBlock(semantic))
-        self.head = conv(semantic, latent, 1)
+        self.stem = conv(semantic, width, 1)
+        self.body = nn.Sequential(ResBlock(width), ResBlock(width), ResBlock(width))
+        self.head = conv(width, latent, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.body(x))
+        out: Tensor = self.head(self.body(self.stem(x)))
         return out
 
 
@@ -98,25 +84,30 @@ class SemDec(nn.Module):
 
 
 class FNet(nn.Module):
-    """Lossy picture [B, 24, h, w], S^ [B, S, h/4, w/4], state [B, 2C, h/2, w/2] -> fused picture and next state.
+    """Lossy picture [B, 24, h, w], S~ and R^ [B, 2 * S, h/4, w/4], what S~ and S^ claim [B, 2 * CLAIMS, h/4, w/4],
+    state [B, 2C, h/2, w/2] -> fused picture, next state.
 
-    A U-shaped network that corrects the lossy picture; S^ enters at /16 and, widened, at /8. Its way up is linear
-    outside the residual blocks: behind a ReLU that dies, no semantics would ever reach the picture.
+    A U-shaped network that corrects the lossy picture; what is meant enters at /16 and, widened, at /8. Its way up is
+    linear outside the residual blocks: behind a ReLU that dies, no semantics would ever reach the picture. Its memory
+    is of the lossy pictures alone, so that a sequence can be taken up at its last frame.
     """
 
-    def __init__(self, widths: tuple[int, int, int], semantic: int) -> None:
+    def __init__(self, widths: tuple[int, int, int], depths: tuple[int, int, int], semantic: int, entry: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = widths
         self.stem = conv(24, quarter)
         self.down8 = conv(quarter, eighth, stride=2)
         self.temporal = CausalTemporal(eighth)
         self.down16 = conv(eighth, sixteenth, stride=2)
-        self.fuse16 = conv(sixteenth + 2 * semantic, sixteenth, 1)
-        self.body16 = nn.Sequential(ResBlock(sixteenth), ResBlock(sixteenth))
-        self.up8 = conv(sixteenth + 2 * semantic, eighth)
-        self.body8 = ResBlock(eighth)
+        self.read = conv(2 * CLAIMS, entry)
+        self.feel = conv(2 * semantic, entry, 1)
+        self.meant = conv(entry, entry)
+        self.fuse16 = conv(sixteenth + entry, sixteenth, 1)
+        self.body16 = nn.Sequential(*(ResBlock(sixteenth) for _ in range(depths[2])))
+        self.up8 = conv(sixteenth + entry, eighth)
+        self.body8 = nn.Sequential(*(ResBlock(eighth) for _ in range(depths[1])))
         self.up4 = conv(eighth, quarter)
-        self.body4 = ResBlock(quarter)
+        self.body4 = nn.Sequential(*(ResBlock(quarter) for _ in range(depths[0])))
         self.head = conv(quarter, 24)
         with torch.no_grad():  # quiet features: the first steps of a loud network spoil the picture for minutes
             for layer in self.modules():
@@ -124,12 +115,18 @@ class FNet(nn.Module):
                     layer.weight.mul_(0.5)
         start_at_zero(self.head)  # at first the fused picture is the lossy one
 
-    def forward(self, lossy: Tensor, semantic: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, lossy: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of one picture at /4 and /8, without memory."""
         x4 = F.relu(self.stem(lossy - 0.5))
-        x8, state = self.temporal(F.relu(self.down8(x4)), state)
+        return x4, F.relu(self.down8(x4))
+
+    def forward(self, lossy: Tensor, semantic: Tensor, claims: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x4, x8 = self.look(lossy)
+        x8, state = self.temporal(x8, state)
+        meant = F.relu(self.meant(F.relu(self.read(claims) + self.feel(semantic))))
         x16 = F.relu(self.down16(F.relu(x8)))
-        x16 = self.body16(self.fuse16(torch.cat([x16, semantic], 1)))
-        wide = F.interpolate(torch.cat([x16, semantic], 1), scale_factor=2.0, mode="nearest")
+        x16 = self.body16(self.fuse16(torch.cat([x16, meant], 1)))
+        wide = F.interpolate(torch.cat([x16, meant], 1), scale_factor=2.0, mode="nearest")
         x8 = self.body8(self.up8(wide) + x8)
         x4 = self.body4(self.up4(F.interpolate(x8, scale_factor=2.0, mode="nearest")) + x4)
         return lossy + self.head(x4), state
@@ -143,10 +140,11 @@ class Smc(nn.Module):
     def __init__(self, config: SmcConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SmcConfig()
-        self.sem_net = SemNet(config.sem_widths, config.semantic, config.sem_depth)
-        self.sem_enc = SemEnc(config.semantic, config.latent)
+        self.sem_net = SemNet()
+        self.sem_enc = SemEnc(config.semantic, config.coder, config.latent)
         self.sem_dec = SemDec(config.semantic, config.latent)
-        self.f_net = FNet(config.fuse_widths, config.semantic)
+        self.verdicts = Verdicts().requires_grad_(False)
+        self.f_net = FNet(config.fuse_widths, config.fuse_depths, config.semantic, config.entry)
 
     def states(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
         """Zero states for pictures of packed size rows x columns: what every key frame starts from."""
@@ -155,7 +153,7 @@ class Smc(nn.Module):
         def zeros(channels: int, divisor: int) -> Tensor:
             return torch.zeros(batch, 2 * channels, rows // divisor, columns // divisor, device=device)
 
-        mined = self.config.sem_widths[2]
+        mined = self.config.semantic
         return {"sem": zeros(mined, 4), "lossy": zeros(mined, 4), "fuse": zeros(self.config.fuse_widths[1], 2)}
 
     def mine_lossy(self, lossy: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +171,8 @@ class Smc(nn.Module):
 
     def fuse(self, lossy: Tensor, seen: Tensor, restored: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Lossy picture, its S~, and R^ -> fused picture [B, 24, h, w], and the next state."""
-        fused: tuple[Tensor, Tensor] = self.f_net(lossy, torch.cat([seen, restored], 1), state)
+        claims = torch.cat([self.verdicts.claims(seen), self.verdicts.claims(seen + restored)], 1)
+        fused: tuple[Tensor, Tensor] = self.f_net(lossy, torch.cat([seen, restored], 1), claims, state)
         return fused
 
     @torch.no_grad()

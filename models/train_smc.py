@@ -1,129 +1,136 @@
 """Training of SMC against the camera's own H.264: mine the semantics, code what was lost of them, fuse; pay for bits.
 
-Four stages over the time box, since a side stream that is rounded and taxed from the first step stays silent:
-Sem-Net alone learns what a frozen detector sees, then stands still; then Sem-Enc, Sem-Dec and F-Net, with an exact and
-free latent; then the latent is spread over some steps and rounded, at a price that rises; then at its full price. The
-price is the base codec's own exchange rate: measured loss per ln(bits) of x264 on the training clips. So training
-spends a bit on semantics exactly where it buys more than a bit of video would.
+For cameras, two stages. Sem-Net starts as a pretrained detector's body and stands still. First Sem-Enc and Sem-Dec
+learn to code its residual so that the detector's verdicts come back, at the price at which x264 sells verdicts: no
+picture is made for that, so steps are cheap. Then they stand still too, and F-Net learns what to make of a lossy
+picture when it is told what was lost of it. The paper's way, all networks at once from nothing, is the other recipe.
+In both, a side stream that is rounded and taxed from the first step would stay silent: so the latent is exact and free
+at first, then spread over some steps and rounded, at a price that rises.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scene_edge.codec.errors import ConfigError, FormatError
 from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
-from scene_edge.models.instruments import OnnxFeatures
-from scene_edge.models.layers import packed_to_bgr
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
-from scene_edge.models.objectives import LatentPrior, MachineDistance
+from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
 from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures, price_of_bits
 from scene_edge.models.recipes import SmcRun
 from scene_edge.models.semantic_objective import SemanticTerms
+from scene_edge.models.semantics import load_fastestdet
 from scene_edge.models.sizes import build_smc
+from scene_edge.models.smc import Smc
 
-PHI_VALUE, PHI = "input.283", 128
-"""The detector's value that Sem-Net learns to foretell (backbone, stride 16), and its channels."""
+LATENT_STD = 0.1
+"""Spread of each latent channel when rounding begins: at all QUALITY_STEPS only the few strong values are not zero."""
 
-LATENT_STD = 0.4
-"""Spread of each latent channel, in steps, when rounding begins: nearly all values are zero, the strong ones speak."""
+
+SURE = 0.4
+"""From this objectness on there is an object that training attends to."""
 
 
 class SmcObjective(nn.Module):
-    """What is trained or measured beside the networks that ship: the latent's prior, and what S should be.
-
-    S is to foretell the leading principal components of the detector's stride-16 feature phi, of the original and of
-    the decoded frame alike: so S - S~ is what the codec took from a detector, not from a pixel.
-    """
+    """What is trained or measured beside the networks that ship: the latent's prior and the paper's terms."""
 
     scaled: Tensor
-    centre: Tensor
-    basis: Tensor
 
-    def __init__(self, semantic: int, latent: int, terms: SemanticTerms) -> None:
+    def __init__(self, latent: int, terms: SemanticTerms) -> None:
         super().__init__()
         self.terms = terms
         self.prior = LatentPrior(latent, len(QUALITY_STEPS))
         self.register_buffer("scaled", torch.zeros(()))
-        self.register_buffer("centre", torch.zeros(PHI))
-        self.register_buffer("basis", torch.zeros(semantic, PHI))
-
-    @torch.no_grad()
-    def fit_basis(self, phi: Tensor) -> float:
-        """Principal components of phi [B, 128, h, w], scaled to unit mean square; returns the share they explain.
-
-        Every channel of phi counts alike: the detector's own scales say little about what matters to it.
-        """
-        rows = phi.permute(0, 2, 3, 1).reshape(-1, PHI)
-        self.centre.copy_(rows.mean(0))
-        spread = rows.std(0) + 1e-3
-        rows = (rows - self.centre) / spread
-        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-        count = len(self.basis)
-        leading = vectors[:, -count:].flip(1).T
-        scale = (values[-count:].sum() / count).sqrt()
-        self.basis.copy_(leading / spread / scale)
-        return float(values[-count:].sum() / values.sum())
-
-    def wanted(self, phi: Tensor) -> Tensor:
-        """phi [B, 128, h, w] -> what S should be there [B, S, h, w]."""
-        return F.conv2d(phi - self.centre[:, None, None], self.basis[:, :, None, None])
 
 
 class SmcTraining:
     """One training run of SMC; `train` below is the way in.
 
-    First stage: smooth L1 of S to phi(original), of S~ to phi(lossy), and, twice, of S - S~ to the difference. Then
+    While `fraction` < `coded`, Sem-Enc, Sem-Dec and Sem-Net's temporal convolution minimise, over a sequence,
+
+        verdicts(S~ + R^, S of one frame) + semantic_weight * |R^ - (S - S~)|^2 / |S - S~|^2
+        + rate_weight * slope * semantic bits / video bits,
+
+    where `slope` is what x264 pays in verdicts for ln(bits). Then, or throughout where `coded` is 0,
 
         sample_weight * L1(fused, original) + machine_weight * MachineDistance(fused, original)
-        + semantic_weight * |R^ - (S - S~)|^2 / |S - S~|^2 + rate_weight * slope * semantic bits / video bits
-        + the terms of the paper's own objective that the recipe switches on (`SemanticTerms`),
+        + verdict_weight * verdicts(Sem-Net(fused), S)
 
-    of the last frame of a sequence: the frames before only fill the memories. With probability `drop` a sample's
-    latent is lost on all frames; the quantiser's step is drawn from QUALITY_STEPS for each batch.
+    of the last frame of a sequence: the frames before only fill the memories. F-Net learns that alone; where `coded`
+    is 0 or the paper's own objective (`SemanticTerms`) is on, all networks that do not stand still learn it together
+    with that objective, and with the terms on R^ and bits. With probability `drop` a sample's latent is lost on all
+    frames; the quantiser's step is drawn from QUALITY_STEPS for each batch, the side at which the detector looks from
+    `judged`, times the crop's.
     """
 
     def __init__(self, config: SmcRun, folder: Path) -> None:
         self.config = config
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length, relit=True)
-        self.model = build_smc(config.size).to(device())
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sizes = self.model.config
-        terms = SemanticTerms(config.terms, sizes.semantic, config.data)
-        self.objective = SmcObjective(sizes.semantic, sizes.latent, terms).to(device())
+        model = build_smc(config.size)
+        if config.coded and not isinstance(model, Smc):
+            raise ConfigError("only SMC for cameras learns to code first", got=config.size, hint="Use coded: 0.")
+        self.model = cast(Any, model.to(device()))
+        terms = SemanticTerms(config.terms, self.model.config.semantic, config.data)
+        self.objective = SmcObjective(self.model.config.latent, terms).to(device())
+        if config.start is not None and "sem_enc.head.weight" in load_start(self.model, config.start):
+            self.objective.scaled.fill_(1.0)
+        if config.coded:
+            load_fastestdet(self.model.sem_net, self.model.verdicts, config.data / config.teacher)
+            self.model.sem_net.requires_grad_(False)
+            self.model.sem_net.temporal.requires_grad_(True)
+        self.model.to(memory_format=torch.channels_last)
         self.machine = MachineDistance(config.data / config.instrument).to(device())
-        self.teacher = OnnxFeatures(config.data / config.instrument, (PHI_VALUE,)).to(device())
         self.trainer = Trainer(config, self.model, self.objective, faster=list(self.objective.prior.parameters()))
+        if config.coded:
+            self.sampler.attend(self._objects())
         self.slope = price_of_bits(self.sampler, self.machine, config.sample_weight, config.machine_weight, config.seed)
+        self.verdict_slope = self._price_of_verdicts() if config.coded else 0.0
         self.sampler.random = torch_seeded(config.seed + self.trainer.steps)
-        if self.trainer.steps == 0 and config.mined:
-            self._measure_semantics()
 
     @torch.no_grad()
-    def _phi(self, picture: Tensor) -> Tensor:
-        bgr = packed_to_bgr(picture).contiguous(memory_format=torch.channels_last)
-        with autocast():
-            (value,) = self.teacher(bgr)
-        phi: Tensor = value.float()
-        return phi
+    def _objects(self) -> list[NDArray[np.bool_]]:
+        """Where Sem-Net sees objects in each clip's original frames; kept beside the clips, since it takes minutes."""
+        found = []
+        for entry, arrays in zip(self.sampler.entries, self.sampler.arrays, strict=True):
+            path = self.sampler.folder / f"{entry['number']:03d}.objects.npy"
+            if not path.is_file():
+                seen = []
+                for picture in arrays["original"]:
+                    with autocast():
+                        semantic = self.model.sem_net.look(_whole(pictures(picture[None])))
+                        seen.append(self.model.verdicts(semantic)[0][0, 0].float().sigmoid() > SURE)
+                np.save(path, torch.stack(seen).cpu().numpy())
+            found.append(np.load(path))
+        return found
 
     @torch.no_grad()
-    def _measure_semantics(self) -> None:
-        """Before the first step: phi's principal components."""
-        phi = torch.cat([self._phi(pictures(self.sampler.sample(8).original[:, -1])) for _ in range(12)])
-        self.objective.fit_basis(phi)
+    def _price_of_verdicts(self) -> float:
+        """What x264 pays: distance of S~'s verdicts from S's per ln(bits), from the same 24 crops at every CRF."""
+        points: list[list[tuple[float, float]]] = []
+        for crf in self.sampler.crfs:
+            self.sampler.random = np.random.default_rng(self.config.seed)
+            batch = self.sampler.sample(24, crf)
+            both = torch.cat([pictures(batch.original[:, -1]), pictures(batch.lossy[:, -1])])
+            with autocast():
+                semantic, seen = self.model.sem_net.look(both).float().chunk(2)
+            distance = self.model.verdicts.distance(seen, semantic)
+            points.append([(float(rate), float(far)) for rate, far in zip(batch.video_bpp, distance, strict=True)])
+        return rate_slope(points)
 
     @torch.no_grad()
     def _scale_latent(self) -> None:
         """Once, before the first rounding: spread every channel over some steps of the quantiser."""
         latents = []
         for _ in range(4):
-            semantic, seen = self._mined(self.sampler.sample(8))
+            batch = self.sampler.sample(8)
+            semantic, seen = (self._looked(batch) if self.config.coded else self._mined(batch))[-1][:2]
             with autocast():
                 latents.append(self.model.sem_enc(self._coded(semantic, seen)).float())
         gain = LATENT_STD / torch.cat(latents).std((0, 2, 3)).clamp_min(1e-6)
@@ -137,88 +144,158 @@ class SmcTraining:
         coded = (semantic - seen) if self.config.residual else semantic
         return coded.contiguous(memory_format=torch.channels_last)
 
-    def _mined(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """S and S~ of the last frame, memories filled by those before."""
+    def _mined(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """S and S~ of each frame of a sequence that starts with a key frame."""
         states = self.model.states(len(batch.original), *batch.original.shape[2:4])
-        with autocast():
-            for index in range(batch.original.shape[1]):
-                pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
+        mined = []
+        for index in range(batch.original.shape[1]):
+            pair = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
+            with autocast():
                 semantic, seen, states["sem"], states["lossy"] = self.model.mine_both(
                     *pair, states["sem"], states["lossy"]
                 )
-        return semantic, seen
+            mined.append((semantic, seen))
+        return mined
+
+    def _looked(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The same for a Sem-Net that stands still, in one pass; third, what it sees of the original without memory.
+
+        That alone is the truth: a temporal convolution that was its own judge would learn to say nothing.
+        """
+        count, length = batch.original.shape[:2]
+        both = np.concatenate([batch.original, batch.lossy]).swapaxes(0, 1)
+        with torch.no_grad(), autocast():
+            looks = self.model.sem_net.look(pictures(both.reshape(-1, *both.shape[2:])))
+        looks = looks.float().unflatten(0, (length, 2 * count))
+        state = torch.zeros_like(looks[0]).repeat(1, 2, 1, 1)
+        mined = []
+        for look in looks:
+            remembered, state = self.model.sem_net.temporal(look, state)
+            mined.append((remembered[:count], remembered[count:], look[:count]))
+        return mined
 
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
-        batch = self.sampler.sample(self.config.batch)
-        if progress.fraction < self.config.mined:
-            return self._mine(batch)
-        if progress.fraction >= self.config.free and not bool(self.objective.scaled):
+        config = self.config
+        if progress.fraction >= config.free and not bool(self.objective.scaled):
             self._scale_latent()
+        if progress.fraction < config.coded:
+            return self._code(self.sampler.sample(config.coder_batch), progress.fraction)
+        batch = self.sampler.sample(config.batch)
+        if config.coded and config.terms.is_off:
+            return self._fuse(batch)
         return self._compensate(batch, progress.fraction)
 
-    def _mine(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """First stage: Sem-Net alone."""
-        wanted = self.objective.wanted(self._phi(pictures(batch.original[:, -1])))
-        wanted_lossy = self.objective.wanted(self._phi(pictures(batch.lossy[:, -1])))
-        semantic, seen = self._mined(batch)
-        semantic, seen = semantic.float(), seen.float()
-        here = F.smooth_l1_loss(semantic, wanted) + F.smooth_l1_loss(seen, wanted_lossy)
-        lost, wanted_lost = semantic - seen, wanted - wanted_lossy
-        difference = F.smooth_l1_loss(lost, wanted_lost)
-        explained = 1.0 - (lost - wanted_lost).square().sum() / wanted_lost.square().sum().clamp_min(1e-6)
-        return here + 2.0 * difference, {"mined": float(here.detach()), "lost": float(explained.detach())}
+    def _taxed(self, fraction: float) -> float:
+        """How much of the price of bits is asked: 0 while they are free, then rising to 1."""
+        config = self.config
+        return min(1.0, max(0.0, (fraction - config.free) / max(1e-6, config.full_price - config.free)))
+
+    def _drawn_step(self) -> tuple[int, float]:
+        quality = int(torch.randint(len(QUALITY_STEPS), ()))
+        return quality, QUALITY_STEPS[quality]
+
+    def _code(self, batch: Batch, fraction: float) -> tuple[Tensor, dict[str, float]]:
+        """First stage: what Sem-Net lost, there and back. All frames of the sequence count."""
+        config, model = self.config, self.model
+        quality, step = self._drawn_step()
+        previous: Tensor | None = None
+        sums: dict[str, Tensor] = {}
+        for semantic, seen, truth in self._looked(batch):
+            residual = self._coded(semantic, seen)
+            with autocast():
+                exact = model.sem_enc(residual).float() / step
+                rounded = exact + (exact.round() - exact).detach()
+                restored = model.sem_dec((rounded if fraction >= config.free else exact) * step)
+                compensated = (seen + restored) if config.residual else restored
+                far = model.verdicts.distance(compensated, truth).mean()
+            rest = (restored.float() - residual.float()).square().sum()
+            terms = {"verdicts": far, "explained": 1.0 - rest / residual.float().square().sum().clamp_min(1e-6)}
+            with torch.no_grad(), autocast():
+                terms["lost"] = model.verdicts.distance(seen, truth).mean()
+            terms["share"], terms["modelled"] = self._rates(batch, rounded, previous, quality)
+            previous = rounded.detach()
+            sums = {key: sums.get(key, 0.0) + value / config.length for key, value in terms.items()}
+        total = sums["verdicts"] + config.semantic_weight * (1.0 - sums["explained"]) + sums["modelled"]
+        total = total + config.rate_weight * self.verdict_slope * self._taxed(fraction) * sums["share"]
+        return total, {key: float(value.detach()) for key, value in sums.items()}
+
+    def _rates(
+        self, batch: Batch, rounded: Tensor, previous: Tensor | None, quality: int, kept: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Semantic bits as a share of the video's, and bits per latent by which the prior itself learns.
+
+        Rates of rounded values: noise would charge silence its own entropy, and price every latent out.
+        """
+        prior = self.objective.prior
+        video_bits = torch.from_numpy(batch.video_bpp).to(device()) * self.config.crop**2
+        share = (prior.bits(rounded, previous, quality) / video_bits * kept).mean()
+        return share, prior.bits(rounded.detach(), previous, quality).mean() / rounded[0].numel()
+
+    def _fuse(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Second stage: F-Net alone, on the last frame. Its memory is of the lossy frames before."""
+        config, model = self.config, self.model
+        _, step = self._drawn_step()
+        kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float() * config.compensated
+        with torch.no_grad():
+            semantic, seen, truth = self._looked(batch)[-1]
+            with autocast():
+                restored = model.sem_dec((model.sem_enc(self._coded(semantic, seen)).float() / step).round() * step)
+                told = (restored if config.residual else restored - seen) * kept
+                before = [model.f_net.look(pictures(batch.lossy[:, index]))[1] for index in range(config.length - 1)]
+        lossy = pictures(batch.lossy[:, -1]).contiguous(memory_format=torch.channels_last)
+        with autocast():
+            fused, _ = model.fuse(lossy, seen, told, torch.cat(before[-2:], 1))
+        terms = self._judged(fused.float(), pictures(batch.original[:, -1]))
+        with autocast():
+            own = model.verdicts.distance(model.sem_net.look(fused.float()), truth).mean()
+        terms["verdicts"] = config.verdict_weight * own
+        return torch.stack(list(terms.values())).sum(), {key: float(value.detach()) for key, value in terms.items()}
 
     def _compensate(self, batch: Batch, fraction: float) -> tuple[Tensor, dict[str, float]]:
-        """The other stages: everything but a Sem-Net that was taught, which stands still."""
+        """The paper's way: all networks at once."""
         config, model, last = self.config, self.model, self.config.length - 1
-        quality = int(torch.randint(len(QUALITY_STEPS), ()))
-        step = QUALITY_STEPS[quality]
+        quality, step = self._drawn_step()
         kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float() * config.compensated
         states = model.states(config.batch, *batch.original.shape[2:4])
         previous: Tensor | None = None
         clip: dict[str, list[Tensor]] = {"original": [], "fused": [], "compensated": []}
         for index in range(config.length):
             original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
-            with autocast(), torch.set_grad_enabled(index == last and config.mined == 0.0):
+            with autocast(), torch.set_grad_enabled(index == last):
                 semantic, seen, states["sem"], states["lossy"] = model.mine_both(
                     original, lossy, states["sem"], states["lossy"]
                 )
                 residual = self._coded(semantic, seen)
-            with autocast(), torch.set_grad_enabled(index == last):
                 exact = model.sem_enc(residual).float() / step
-                # rates of rounded values: noise would charge silence its own entropy, and price every latent out
                 rounded = exact + (exact.round() - exact).detach()
                 restored = model.sem_dec((rounded if fraction >= config.free else exact) * step * kept)
-                fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])
-            compensated = (seen + restored) if config.residual else restored
+                told = restored if config.residual else (restored - seen) * kept
+                fused, states["fuse"] = model.fuse(lossy, seen, told, states["fuse"])
+            compensated = seen + told
             for key, value in (("original", original), ("fused", fused), ("compensated", compensated)):
                 clip[key].append(value.float())
             if index < last:
                 previous = rounded.detach()
-        terms = self._terms(original, fused.float(), residual.float(), restored.float(), kept) | self._paper(clip)
-        bits = self.objective.prior.bits(rounded, previous, quality)
-        modelled = self.objective.prior.bits(rounded.detach(), previous, quality).mean() / exact[0].numel()
-        video_bits = torch.from_numpy(batch.video_bpp).to(device()) * config.crop**2
-        share = (bits / video_bits * kept[:, 0, 0, 0]).mean()
-        ramp = min(1.0, max(0.0, (fraction - config.free) / max(1e-6, config.full_price - config.free)))
-        total = sum(terms.values()) - terms["explained"] + modelled
-        total = total + config.semantic_weight * (1.0 - terms["explained"])
-        total = total + config.rate_weight * self.slope * ramp * share
-        return total, {key: float(value.detach()) for key, value in {**terms, "share": share}.items()}
+        rest = ((restored.float() - residual.float()).square() * kept).sum()
+        explained = 1.0 - rest / (residual.float().square() * kept).sum().clamp_min(1e-6)
+        terms = self._judged(fused.float(), original) | self._paper(clip)
+        share, modelled = self._rates(batch, rounded, previous, quality, kept[:, 0, 0, 0])
+        total = torch.stack(list(terms.values())).sum() + modelled + config.semantic_weight * (1.0 - explained)
+        total = total + config.rate_weight * self.slope * self._taxed(fraction) * share
+        terms |= {"explained": explained, "share": share}
+        return total, {key: float(value.detach()) for key, value in terms.items()}
 
-    def _terms(
-        self, original: Tensor, fused: Tensor, residual: Tensor, restored: Tensor, kept: Tensor
-    ) -> dict[str, Tensor]:
-        """Weighted terms of the last frame; beside them `explained`, the share of the residual that is restored."""
+    def _judged(self, fused: Tensor, original: Tensor) -> dict[str, Tensor]:
+        """The weighted distances of a fused picture from its original."""
         config = self.config
-        rest = ((restored - residual).square() * kept).sum()
-        terms = {"explained": 1.0 - rest / (residual.square() * kept).sum().clamp_min(1e-6)}
-        terms["pixel"] = config.sample_weight * (fused - original).abs().mean()
+        terms = {"pixel": config.sample_weight * (fused - original).abs().mean()}
         if config.machine_weight:
+            drawn = config.judged[int(torch.randint(len(config.judged), ()))]
+            side = max(1, round(config.crop * drawn / 32)) * 32
             with autocast():
                 with torch.no_grad():
-                    truth = self.machine.features(original)
-                distance = self.machine.distance(self.machine.features(fused), truth).mean()
+                    truth = self.machine.features(original, side)
+                distance = self.machine.distance(self.machine.features(fused, side), truth).mean()
             terms["machine"] = config.machine_weight * distance
         return terms
 
@@ -231,6 +308,29 @@ class SmcTraining:
         terms.discriminate(fused.detach(), original)
         with autocast():
             return dict(terms(fused, original, compensated))
+
+
+def _whole(picture: Tensor) -> Tensor:
+    """Padded at the bottom and on the right to whole positions at stride 32."""
+    rows, columns = (-side % 8 for side in picture.shape[2:])
+    return F.pad(picture, (0, columns, 0, rows), mode="replicate")
+
+
+def load_start(model: nn.Module, path: Path) -> set[str]:
+    """Take over the averaged weights of a run, as far as names and shapes agree; returns the names.
+
+    Raises ConfigError without a checkpoint, FormatError where nothing fits.
+    """
+    file = path / "state.pt"
+    if not file.is_file():
+        raise ConfigError("no checkpoint to start from", got=str(path), hint="Give the folder of a run of SMC.")
+    found = torch.load(file, weights_only=True, map_location="cpu")["average"]
+    own = model.state_dict()
+    fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise FormatError(f"nothing of {file} fits", got=", ".join(list(found)[:3]), hint="Is it a run of SMC?")
+    model.load_state_dict({**own, **fitting})
+    return set(fitting)
 
 
 def torch_seeded(seed: int) -> Any:

@@ -13,7 +13,7 @@ from scene_edge.models.layers import CausalTemporal, from_packed, packed_to_bgr,
 from scene_edge.models.scene import AssembledConv, SceneConfig, SceneFilterGraph, SceneNet  # noqa: E402
 from scene_edge.models.smc import SemDec, Smc, SmcConfig, SmcDecoder, SmcEncoder  # noqa: E402
 
-SMALL = SmcConfig(semantic=8, latent=4, sem_widths=(8, 8, 8), fuse_widths=(8, 8, 8))
+SMALL = SmcConfig(latent=4, coder=8, fuse_widths=(8, 8, 8), entry=8)
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_smc_graphs_have_the_contract_s_shapes() -> None:
     assert fused.dtype == torch.uint8
     assert fused.shape == lossy.shape
     assert fuse.shape == states["fuse"].shape
-    assert torch.allclose(seen, seen_again)  # both ends mine the lossy frame alike
+    assert torch.allclose(seen, seen_again, atol=1e-5)  # both ends mine the lossy frame alike
 
 
 def test_untrained_fusion_is_the_lossy_frame_and_no_latent_adds_nothing() -> None:
@@ -93,7 +93,7 @@ def test_untrained_fusion_is_the_lossy_frame_and_no_latent_adds_nothing() -> Non
 
 def test_rescaling_the_latent_changes_nothing_but_its_size() -> None:
     smc = Smc(SMALL)
-    residual = torch.randn(1, 8, 4, 6)
+    residual = torch.randn(1, SMALL.semantic, 4, 6)
     before = smc.sem_enc(residual)
     restored = smc.sem_dec(before)
     smc.rescale_latent(torch.tensor([2.0, 0.5, 10.0, 1.0]))

@@ -14,8 +14,9 @@ pytest.importorskip("onnx")
 from scene_edge.codec.errors import ConfigError  # noqa: E402
 from scene_edge.models.loop import Progressed  # noqa: E402
 from scene_edge.models.recipes import SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
+from scene_edge.models.semantic_objective import SemanticTermsConfig  # noqa: E402
 from scene_edge.models.sizes import SIZES, build_smc  # noqa: E402
-from scene_edge.models.train_smc import SmcObjective, SmcTraining  # noqa: E402
+from scene_edge.models.train_smc import SmcTraining, load_start  # noqa: E402
 from tests.data import data_folder  # noqa: E402
 
 MACHINE = {"data": Path("data"), "out": Path("out")}
@@ -26,7 +27,8 @@ def test_every_size_has_a_recipe() -> None:
     for name in SIZES:
         run = load_recipe(name, **MACHINE, max_minutes=3.0)
         assert (run.size, run.max_minutes) == (name, 3.0)
-        assert 0.0 <= run.mined <= run.free <= run.full_price <= 1.0
+        assert 0.0 <= run.free <= run.full_price <= 1.0
+        assert run.coded == 0.0 or run.full_price <= run.coded < 1.0
         assert not set(run.as_dict()) & {"data", "out", "threads"}
         json.dumps(run.as_dict())
 
@@ -57,20 +59,6 @@ def test_unknown_names_are_refused() -> None:
         build_smc("smc-xl")
 
 
-def test_the_basis_explains_a_feature_that_has_few_dimensions() -> None:
-    from scene_edge.models.semantic_objective import SemanticTerms, SemanticTermsConfig
-
-    objective = SmcObjective(8, 4, SemanticTerms(SemanticTermsConfig.off(), 8, Path()))
-    generator = torch.Generator().manual_seed(1)
-    mixed = torch.einsum(
-        "bkhw,kc->bchw", torch.randn(4, 8, 8, 8, generator=generator), torch.randn(8, 128, generator=generator)
-    )
-    assert objective.fit_basis(mixed) > 0.999
-    wanted = objective.wanted(mixed)
-    assert wanted.shape == (4, 8, 8, 8)
-    assert float(wanted.square().mean()) == pytest.approx(1.0, rel=1e-2)
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """Two clips of noise, and noisier copies of them at two CRFs."""
@@ -88,16 +76,45 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_stage_takes_a_step_and_a_taught_sem_net_stands_still(cache: Path) -> None:
-    run = SmcRun(data=data_folder(), out=cache / "run", batch=2, crop=64, length=2)
+def moved_by(training: SmcTraining, fraction: float) -> set[str]:
+    """The networks that a step at this fraction of the time box teaches."""
+    training.model.zero_grad(set_to_none=True)
+    loss, figures = training.step(Progressed(fraction, 0))
+    loss.backward()
+    assert np.isfinite(list(figures.values())).all()
+    return {name.split(".")[0] for name, value in training.model.named_parameters() if value.grad is not None}
+
+
+def test_the_coder_learns_first_then_f_net_alone(cache: Path) -> None:
+    run = SmcRun(data=data_folder(), out=cache / "run", batch=2, coder_batch=2, crop=64, length=3)
     training = SmcTraining(run, cache)
-    networks = training.model
-    for fraction, moves in ((0.01, "sem_net"), (0.3, "f_net"), (0.6, "sem_enc"), (0.9, "f_net")):
-        loss, figures = training.step(Progressed(fraction, 0))
-        networks.zero_grad(set_to_none=True)
-        loss.backward()
-        assert np.isfinite(list(figures.values())).all()
-        moved = {name.split(".")[0] for name, value in networks.named_parameters() if value.grad is not None}
-        assert moves in moved
-        assert ("sem_net" in moved) == (moves == "sem_net")
-    assert bool(training.objective.scaled)
+    trunk = training.model.sem_net.join.weight.clone()
+    for fraction in (0.01, 0.05, 0.15):
+        assert moved_by(training, fraction) == {"sem_net", "sem_enc", "sem_dec"}
+        assert bool(training.objective.scaled) == (fraction >= run.free)
+    taught = {name for name, value in training.model.sem_net.named_parameters() if value.grad is not None}
+    assert taught == {"temporal.older.weight", "temporal.newer.weight"}
+    assert moved_by(training, 0.5) == {"f_net"}
+    assert torch.equal(training.model.sem_net.join.weight, trunk)
+
+
+def test_all_learn_at_once_where_the_paper_s_terms_are_on(cache: Path) -> None:
+    terms = SemanticTermsConfig.off().__class__(alpha=0.0, beta=0.0, perceptual=0.0, adversarial=1.0, critic_width=8)
+    run = SmcRun(data=data_folder(), out=cache / "run", batch=2, crop=64, length=2, coded=0.0, terms=terms)
+    assert moved_by(SmcTraining(run, cache), 0.9) == {"sem_net", "sem_enc", "sem_dec", "f_net"}
+
+
+def test_a_run_starts_from_the_weights_of_another(cache: Path) -> None:
+    run = SmcRun(data=data_folder(), out=cache / "first", batch=2, crop=64, length=2)
+    first = SmcTraining(run, cache)
+    first.trainer.average["f_net.stem.weight"].fill_(0.25)
+    first.trainer.save()
+    second = SmcTraining(SmcRun(data=data_folder(), out=cache / "second", crop=64, start=cache / "first"), cache)
+    assert bool((second.model.f_net.stem.weight == 0.25).all())
+    with pytest.raises(ConfigError, match="start"):
+        load_start(second.model, cache / "nowhere")
+
+
+def test_the_published_size_cannot_learn_to_code_first(cache: Path) -> None:
+    with pytest.raises(ConfigError, match="coded: 0"):
+        SmcTraining(SmcRun(data=data_folder(), out=cache / "run", size="smc-paper", crop=64), cache)
