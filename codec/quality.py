@@ -1,7 +1,8 @@
 """The qualities of an SMC bundle, each with a quantiser step and tables of its own, and the packets coded with them.
 
 A bundle's manifest names `quality_steps` (in any order, mostly the finest first) and the file of `tables`, which holds
-"q<index>.flags", "q<index>.places" and "q<index>.values" for each of them.
+"q<index>.flags", "q<index>.places" and "q<index>.values" for each of them. Its `hold` is how long a latent stands: the
+camera's affair alone, since repeated latents are coded like all others, but the tables are fitted to it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scene_edge.codec.planes import aligned
 
 MAX_QUALITIES = 16
 STRIDES = (8, 16, 32)
+MAX_HOLD = 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +72,14 @@ def latent_shape(bundle: Bundle, width: int, height: int) -> tuple[int, int, int
             allowed=f"a number, and one of {', '.join(map(str, STRIDES))}",
         )
     return channels, aligned(height) // stride, aligned(width) // stride
+
+
+def hold_of(bundle: Bundle) -> int:
+    """For how many frames a latent of an SMC bundle stands; 1 where the bundle does not say. Raises BundleError."""
+    hold = bundle.parameters.get("hold", 1)
+    if not isinstance(hold, int) or isinstance(hold, bool) or not 1 <= hold <= MAX_HOLD:
+        raise BundleError(f"bundle {bundle.name}: hold is not usable", got=str(hold)[:80], allowed=f"1..{MAX_HOLD}")
+    return hold
 
 
 def tensors_of(tables: Sequence[LatentTables]) -> dict[str, NDArray[np.uint16]]:

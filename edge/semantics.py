@@ -12,7 +12,7 @@ from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
 from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
-from scene_edge.codec.quality import latent_shape, load_qualities
+from scene_edge.codec.quality import hold_of, latent_shape, load_qualities
 from scene_edge.edge.scene import SessionOpener, engine_name
 
 Choose = Callable[[Sequence[float]], int | None]
@@ -24,7 +24,8 @@ _STATES = {"state_sem": "next_sem", "state_lossy": "next_lossy"}
 class SemanticEncoder:
     """Frames go in one by one, in the order of the stream. `last_latents` are the integers just coded, for tests.
 
-    `quality` is that of the GOP at hand; a silent one bears the coarsest.
+    `quality` is that of the GOP at hand; a silent one bears the coarsest. Meaning moves slowly: where a bundle says so,
+    only every `hold`-th frame of a GOP has latents of its own, and those between repeat them at hardly any cost.
     """
 
     codec_id = CODEC_SMC_GOP
@@ -37,6 +38,7 @@ class SemanticEncoder:
         self._coder = LatentEncoder(self._qualities[self.quality].tables)
         self._silent = True
         self._shape = latent_shape(bundle, width, height)
+        self._hold, self._held_for = hold_of(bundle), 0
         self._width, self._height = width, height
         rows, columns = aligned(height) // 4, aligned(width) // 4
         self._zero_states = _zero_states(bundle, rows // 4, columns // 4)
@@ -71,7 +73,7 @@ class SemanticEncoder:
             if choose is not None:
                 self._begin(latent, choose)
             if not self._silent:
-                latents = quantise(latent, self.steps[self.quality])
+                latents = self._held(latent)
         self.last_latents = latents
         return self._coder.encode(latents)
 
@@ -84,10 +86,19 @@ class SemanticEncoder:
         self._states = {name: out[following] for name, following in _STATES.items()}
         return out["latent"]
 
+    def _held(self, latent: NDArray[np.generic]) -> I16:
+        """This frame's integers, or those of the frame before."""
+        if self._held_for and self.last_latents is not None:
+            latents = self.last_latents
+        else:
+            latents = quantise(latent, self.steps[self.quality])
+        self._held_for = (self._held_for + 1) % self._hold
+        return latents
+
     def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
         bits = [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in self._qualities]
         quality = choose(bits)
-        self._silent = quality is None
+        self._silent, self._held_for = quality is None, 0
         self.quality = self._coarsest if quality is None else quality
         self._coder = LatentEncoder(self._qualities[self.quality].tables)
 

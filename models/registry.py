@@ -33,6 +33,10 @@ LITERT_SIZES = ((96, 160), (136, 240))
 """Packed sizes for which fixed-shape artefacts are made: 640x360 and 960x540, padded."""
 
 
+HOLD = 4
+"""Frames for which a latent of SMC stands."""
+
+
 @dataclass
 class GraphExport:
     """One graph of a bundle: `module(*inputs) -> outputs`, in the order in which they are named."""
@@ -142,12 +146,13 @@ def smc_export(
             states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
             latents.append(latent[0].numpy())
         gops.append(np.stack(latents))
-    tables, mean_bits = _fit_tables(gops, steps)
+    tables, mean_bits = _fit_tables([held(gop) for gop in gops], steps)
     parameters = {
         "channels": model.config.latent,
         "stride": model.stride,
         "tables": "tables.safetensors",
         "quality_steps": steps,
+        "hold": HOLD,
         "config": model.config.as_dict(),
         "weights": sum(value.numel() for value in model.parameters()),
         "mean_bits_per_frame": mean_bits,
@@ -172,6 +177,11 @@ def smc_export(
     # No float weights: with them a bundle is half as large again, and to train on one needs the run's state anyway.
     extra = {"tables.safetensors": save(tensors_of(tables)), **card_of(run)}
     return BundleExport(name, "smc", graphs, parameters, record, extra)
+
+
+def held(gop: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents [T, C, h, w] as a camera sends them: each stands for HOLD frames."""
+    return gop[np.arange(len(gop)) // HOLD * HOLD]
 
 
 def _fit_tables(gops: list[NDArray[np.float32]], steps: list[float]) -> tuple[list[LatentTables], list[float]]:

@@ -113,6 +113,9 @@ def test_wrong_kinds_sizes_and_parameters_are_refused(zoo: Path) -> None:
         ("tables", None),
         ("channels", 3),
         ("stride", 12),
+        ("hold", 0),
+        ("hold", True),
+        ("hold", 31),
     ):
         smc.parameters = {**good, name: broken}
         with pytest.raises(BundleError, match=name):
@@ -148,6 +151,18 @@ def test_state_lives_for_one_gop(zoo: Path) -> None:
     assert found == [2, 3, 4, 2, 3, 4]
     assert encoder.last_latents is not None
     assert encoder.last_latents.shape == (2, 4, 6)
+
+
+def test_a_held_latent_stands_until_the_next_of_its_own_or_a_keyframe(zoo: Path) -> None:
+    bundle = Bundle.open("smc-tiny", zoo=zoo)
+    bundle.parameters = {**bundle.parameters, "hold": 2}
+    encoder = SemanticEncoder(bundle, 96, 64, onnx_session)
+    found = []
+    for step in range(8):
+        encoder.encode(flat(50), flat(48), finest if step % 5 == 0 else None)
+        assert encoder.last_latents is not None
+        found.append(int(encoder.last_latents.flat[0]))
+    assert found == [2, 2, 4, 4, 6, 2, 2, 4]  # the tiny network still saw the frames between
 
 
 def test_equal_pictures_at_a_keyframe_cost_nothing(zoo: Path) -> None:
