@@ -35,7 +35,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of data order and weights.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of another run of SMC whose weights are taken over where they fit.")
+        Path | None, typer.Option(help="Run or bundle of SMC whose weights are taken over where they fit.")
     ] = None,
     weaknesses: Annotated[str, typer.Option(help="What is known to be weak, for the model card.")] = "",
 ) -> None:

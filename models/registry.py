@@ -19,12 +19,13 @@ from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.latents import LatentTables
 from scene_edge.codec.planes import ALIGN
 from scene_edge.codec.quality import tensors_of
+from scene_edge.models import keepsake
 from scene_edge.models.cards import CARD
 from scene_edge.models.data import ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
-from scene_edge.models.smc import SmcDecoder, SmcEncoder
+from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
 
 Sample = dict[str, NDArray[Any]]
@@ -32,6 +33,9 @@ Sample = dict[str, NDArray[Any]]
 LITERT_SIZES = ((96, 160), (136, 240))
 """Packed sizes for which fixed-shape artefacts are made: 640x360 and 960x540, padded."""
 
+
+GIVEN = ("sem_net.trunk.", "sem_net.join.", "sem_net.pyramid.", "sem_net.mix.", "verdicts.")
+"""Weights of SMC for cameras that every run takes from the teacher's file: no bundle keeps them."""
 
 HOLD = 4
 """Frames for which a latent of SMC stands."""
@@ -174,8 +178,9 @@ def smc_export(
             [_smc_shapes(model, "decoder", **size) for size in sizes],
         ),
     }
-    # No float weights: with them a bundle is half as large again, and to train on one needs the run's state anyway.
-    extra = {"tables.safetensors": save(tensors_of(tables)), **card_of(run)}
+    given = GIVEN if isinstance(model, Smc) else ()
+    learnt = {key: value for key, value in model.state_dict().items() if not key.startswith(given)}
+    extra = {"tables.safetensors": save(tensors_of(tables)), keepsake.FILE: keepsake.to_bytes(learnt), **card_of(run)}
     return BundleExport(name, "smc", graphs, parameters, record, extra)
 
 

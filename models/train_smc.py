@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scene_edge.codec.errors import ConfigError, FormatError
+from scene_edge.models import keepsake
 from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
@@ -319,16 +320,22 @@ def _whole(picture: Tensor) -> Tensor:
 def load_start(model: nn.Module, path: Path) -> set[str]:
     """Take over the averaged weights of a run, as far as names and shapes agree; returns the names.
 
-    Raises ConfigError without a checkpoint, FormatError where nothing fits.
+    `path` is the folder of a run, or of a bundle that was made of one. Raises ConfigError without a checkpoint,
+    FormatError where nothing fits.
     """
-    file = path / "state.pt"
-    if not file.is_file():
-        raise ConfigError("no checkpoint to start from", got=str(path), hint="Give the folder of a run of SMC.")
-    found = torch.load(file, weights_only=True, map_location="cpu")["average"]
+    state, kept = path / "state.pt", path / keepsake.FILE
+    if state.is_file():
+        found = torch.load(state, weights_only=True, map_location="cpu")["average"]
+    elif kept.is_file():
+        found = keepsake.from_file(kept)
+    else:
+        raise ConfigError(
+            "no checkpoint to start from", got=str(path), hint="Give the folder of a run of SMC or of its bundle."
+        )
     own = model.state_dict()
     fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     if not fitting:
-        raise FormatError(f"nothing of {file} fits", got=", ".join(list(found)[:3]), hint="Is it a run of SMC?")
+        raise FormatError(f"nothing of {path} fits", got=", ".join(list(found)[:3]), hint="Is it a run of SMC?")
     model.load_state_dict({**own, **fitting})
     return set(fitting)
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from scene_edge.codec.errors import ConfigError  # noqa: E402
+from scene_edge.models import keepsake  # noqa: E402
 from scene_edge.models.loop import Progressed  # noqa: E402
 from scene_edge.models.recipes import SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
 from scene_edge.models.semantic_objective import SemanticTermsConfig  # noqa: E402
@@ -113,6 +114,10 @@ def test_a_run_starts_from_the_weights_of_another(cache: Path) -> None:
     assert bool((second.model.f_net.stem.weight == 0.25).all())
     with pytest.raises(ConfigError, match="start"):
         load_start(second.model, cache / "nowhere")
+    (cache / "bundle").mkdir()
+    (cache / "bundle" / keepsake.FILE).write_bytes(keepsake.to_bytes({"f_net.head.bias": torch.full((24,), 0.5)}))
+    assert load_start(second.model, cache / "bundle") == {"f_net.head.bias"}
+    assert bool((second.model.f_net.head.bias == 0.5).all())
 
 
 def test_the_published_size_cannot_learn_to_code_first(cache: Path) -> None:
