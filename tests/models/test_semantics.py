@@ -32,8 +32,9 @@ def test_sem_net_and_head_compute_what_fastestdet_computes() -> None:
     path = data_folder() / "models" / "FastestDet.onnx"
     sem_net, verdicts = SemNet(), Verdicts()
     load_fastestdet(sem_net, verdicts, path)
-    # in the middle of the range, where no sample of BGR is clipped
-    picture = 0.45 + 0.1 * torch.rand(1, 24, 88, 88, generator=torch.Generator().manual_seed(2))
+    # in the middle of the range, where no sample of BGR is clipped; black at the border, which the original pads with
+    picture = torch.tensor([16.0] * 16 + [128.0] * 8).reshape(1, 24, 1, 1).repeat(1, 1, 88, 88) / 255
+    picture[:, :, 1:-1, 1:-1] = 0.45 + 0.1 * torch.rand(1, 24, 86, 86, generator=torch.Generator().manual_seed(2))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {session.get_inputs()[0].name: (packed_to_bgr(picture) / 255).numpy()})
     with torch.no_grad():
