@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import held_out
+from benchmarks import second_judge
 from benchmarks.clips import Clip, has_masks, mask_truth, mot_truth, object_mask
-from benchmarks.held_out import FastestDet
 from benchmarks.metrics import IOU, Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
 from benchmarks.quality import picture_quality
+from benchmarks.second_judge import FastestDet
 from benchmarks.segmentation import Labels, Segmenter, score_labels
 from benchmarks.systems import Coding, run_system
 from scene_edge.codec.media import read_video
@@ -56,8 +56,8 @@ class Settings:
     track_stride: int
     quality_stride: int
     detector: Path
-    held_out: Path
-    """A judge that no network of ours is trained towards, see `held_out`."""
+    second_judge: Path
+    """Another detector than the one that F-Net is taught by, see `second_judge`."""
     segmenter: Path
     action_bundles: Mapping[str, str]
     """Category of action clips -> name or folder of the bundle that recognises them."""
@@ -106,7 +106,7 @@ def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
         record |= {"bytes": output.bytes, "ms": output.ms}
     if clip.has_boxes:
         record |= _score_boxes(clip, settings, pictures, reference, fps)
-        record |= _score_held_out(settings, clip, pictures, reference)
+        record |= _score_second(settings, clip, pictures, reference)
     if has_masks(clip):
         record["segmentation"] = _segment(clip, settings, pictures)
     if clip.is_action:
@@ -134,7 +134,7 @@ def _recogniser(bundle: str) -> ClipRecogniser:
 
 
 @lru_cache(maxsize=1)
-def _held_out(path: Path) -> FastestDet:
+def _second(path: Path) -> FastestDet:
     return FastestDet(path)
 
 
@@ -165,14 +165,14 @@ def _score_boxes(
     return record
 
 
-def _score_held_out(
+def _score_second(
     settings: Settings, clip: Clip, pictures: Sequence[Planes], reference: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Agreement alone, on the frames where agreement is scored without tracks."""
-    detector = _held_out(settings.held_out)
+    detector = _second(settings.second_judge)
     frames = range(0, len(pictures), settings.detect_stride)
     boxes = {frame: boxes_of(detector.detect(pictures[frame]).folded()) for frame in frames}
-    return _agree("_held_out", boxes, reference, held_out.CONFIDENT)
+    return _agree("_second", boxes, reference, second_judge.CONFIDENT)
 
 
 def _agree(

@@ -8,7 +8,7 @@ from typing import Any
 
 PANELS = (
     ("boxes", "agreement", "box agreement with the original, F1 %"),
-    ("boxes", "agreement_held_out", "the same by a judge never trained against, F1 %"),
+    ("boxes", "agreement_second", "the same by a second detector, F1 %"),
     ("mot", "f1_truth", "people against ground truth, F1 %"),
     ("mot", "mota", "MOTA %"),
     ("mot", "idf1", "IDF1 %"),

@@ -26,7 +26,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import _report, held_out
+from benchmarks import _report, second_judge
 from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips, has_masks
 from benchmarks.measure import CONFIDENT, ORIGINAL, Job, Settings, measure
 from benchmarks.metrics import IOU
@@ -39,7 +39,7 @@ from scene_edge.codec.errors import RunError, SceneEdgeError
 
 EXAMPLE = "Example: python -m benchmarks.rate_accuracy --clips mot,vos --systems x264,both --limit 60"
 
-SCORING = 1
+SCORING = 2
 """Raise this when a change makes old records wrong; they are then measured anew."""
 
 console = _report.console()
@@ -75,7 +75,7 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
         for name, bundle in settings.action_bundles.items()
         if any(clip.category == name for clip in clips)
     }
-    judges = [digest_of(str(path)) for path in (settings.held_out, settings.segmenter)]
+    judges = [digest_of(str(path)) for path in (settings.second_judge, settings.segmenter)]
     coders = {system: coder_of(system, settings.coding) for system in systems}
 
     def job(clip: Clip, system: str, crf: int | None) -> Job:
@@ -271,8 +271,8 @@ def described(settings: Settings) -> dict[str, Any]:
     """The settings for the report: of paths no more than the name."""
     plain = asdict(settings)
     coding = {key: value for key, value in plain.pop("coding").items() if key not in ("crf", "zoo")}
-    files = {name: plain[name].name for name in ("detector", "held_out", "segmenter")}
-    return {**plain, **coding, **files, "confident": CONFIDENT, "confident_held_out": held_out.CONFIDENT, "iou": IOU}
+    files = {name: plain[name].name for name in ("detector", "second_judge", "segmenter")}
+    return {**plain, **coding, **files, "confident": CONFIDENT, "confident_second": second_judge.CONFIDENT, "iou": IOU}
 
 
 def run(
@@ -317,7 +317,7 @@ def run(
         track_stride=track_stride,
         quality_stride=quality_stride,
         detector=detector or data_folder() / "models" / "yolox_nano.onnx",
-        held_out=data_folder() / "models" / "FastestDet.onnx",
+        second_judge=data_folder() / "models" / "FastestDet.onnx",
         segmenter=data_folder() / "models" / "deeplabv3_mnv2_pascal_uint8.tflite",
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
     )

@@ -108,7 +108,7 @@ class Fresh:
 
     def __init__(self, out: Path, latent: int = 4) -> None:
         self.config = variant_run(FULL, **(MACHINE | {"out": out}))
-        self.model = Smc(SmcConfig(latent, 8, (8, 8, 8), 8))
+        self.model = Smc(SmcConfig(latent=latent, coder=8, fuse_widths=(8, 8, 8), entry=8))
         self.objective = SmcObjective(latent, SemanticTerms(SemanticTermsConfig.off(), SEMANTIC, Path()))
         self.trainer = Trainer(self.config, self.model, self.objective)
 
@@ -140,7 +140,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_open_loop_is_judged_on_s_itself() -> None:
-    model = Smc(SmcConfig(4, 8, (8, 8, 8), 8))
+    model = Smc(SmcConfig(latent=4, coder=8, fuse_widths=(8, 8, 8), entry=8))
     states = model.states(1, 8, 8)
     given = torch.rand(1, 24, 8, 8), torch.rand(1, 24, 8, 8), states["sem"], states["lossy"]
     semantic, seen, *_ = model.mine_both(*given)

@@ -168,7 +168,7 @@ def settings(**changes: Any) -> Settings:
         "track_stride": 2,
         "quality_stride": 5,
         "detector": Path("none.onnx"),
-        "held_out": Path(__file__),
+        "second_judge": Path(__file__),
         "segmenter": Path(__file__),
         "action_bundles": {},
     }

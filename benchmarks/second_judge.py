@@ -1,4 +1,4 @@
-"""FastestDet as a second judge of boxes: no network of ours is trained towards what it sees.
+"""FastestDet as a second judge of boxes. It is no stranger to SMC, whose Sem-Net is its body; DeepLab's masks are.
 
 Output of the ONNX file, [1, 5 + 80, 22, 22]: objectness, then offsets (tanh, in cells) and sizes (sigmoid, in parts of
 the picture), then class probabilities. Inputs are BGR / 255, stretched to 352 x 352. Upstream: dog-qiuqiu, BSD-3.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.held_out import FastestDet, decode_fastestdet
+from benchmarks.second_judge import FastestDet, decode_fastestdet
 from scene_edge.codec.errors import FormatError, SourceError
 from scene_edge.server.analytics.tiles import Tile
 
