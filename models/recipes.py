@@ -32,7 +32,7 @@ class SmcRun(RunConfig):
     judged: list[float] = field(default_factory=lambda: [1.0])
     """Sizes, times the crop's side, at which the instrument looks; one is drawn for each step."""
     start: Path | None = None
-    """Folder of an earlier run whose weights are taken over where they fit."""
+    """Run or bundle whose weights are taken over where they fit; a coder among them is kept as it is."""
     coded: float = 0.2
     free: float = 0.04
     full_price: float = 0.1

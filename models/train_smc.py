@@ -43,12 +43,15 @@ class SmcObjective(nn.Module):
     """What is trained or measured beside the networks that ship: the latent's prior and the paper's terms."""
 
     scaled: Tensor
+    given: Tensor
+    """1 where Sem-Enc and Sem-Dec came trained from another run: then their stage is left out."""
 
     def __init__(self, latent: int, terms: SemanticTerms) -> None:
         super().__init__()
         self.terms = terms
         self.prior = LatentPrior(latent, len(QUALITY_STEPS))
         self.register_buffer("scaled", torch.zeros(()))
+        self.register_buffer("given", torch.zeros(()))
 
 
 class SmcTraining:
@@ -82,6 +85,7 @@ class SmcTraining:
         self.objective = SmcObjective(self.model.config.latent, terms).to(device())
         if config.start is not None and "sem_enc.head.weight" in load_start(self.model, config.start):
             self.objective.scaled.fill_(1.0)
+            self.objective.given.fill_(1.0)
         if config.coded:
             load_fastestdet(self.model.sem_net, self.model.verdicts, config.data / config.teacher)
             self.model.sem_net.requires_grad_(False)
@@ -179,7 +183,7 @@ class SmcTraining:
         config = self.config
         if progress.fraction >= config.free and not bool(self.objective.scaled):
             self._scale_latent()
-        if progress.fraction < config.coded:
+        if progress.fraction < config.coded and not bool(self.objective.given):
             return self._code(self.sampler.sample(config.coder_batch), progress.fraction)
         batch = self.sampler.sample(config.batch)
         if config.coded and config.terms.is_off:

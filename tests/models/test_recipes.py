@@ -110,8 +110,10 @@ def test_a_run_starts_from_the_weights_of_another(cache: Path) -> None:
     first = SmcTraining(run, cache)
     first.trainer.average["f_net.stem.weight"].fill_(0.25)
     first.trainer.save()
-    second = SmcTraining(SmcRun(data=data_folder(), out=cache / "second", crop=64, start=cache / "first"), cache)
+    run = SmcRun(data=data_folder(), out=cache / "second", batch=2, crop=64, start=cache / "first")
+    second = SmcTraining(run, cache)
     assert bool((second.model.f_net.stem.weight == 0.25).all())
+    assert moved_by(second, 0.01) == {"f_net"}  # the coder came with it, and is not taught again
     with pytest.raises(ConfigError, match="start"):
         load_start(second.model, cache / "nowhere")
     (cache / "bundle").mkdir()
