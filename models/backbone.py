@@ -4,7 +4,7 @@ Differences from Ma et al., ECCV 2018: the input is a packed picture, so that th
 quarter grid, of four phases of the half grid, and batch norms are folded. The original pools these 3x3 with stride 2;
 an `exact` trunk does just that, and repeats the picture's border where the original sees black. Without it only the
 four phases of a cell are maximised, which is cheaper and costs the pretrained weights much of what they know (agreement
-of FastestDet's boxes with YOLOX-nano's on seven clips: F1 0.81 exact, 0.69 not).
+of FastestDet's boxes with YOLOX-nano's on seven clips, seen once: F1 0.81 exact, 0.69 not).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Unit(nn.Module):
     """A basic unit: every second channel passes, the others go through 1x1, depth-wise 3x3, 1x1.
 
     They are told apart by 1x1 convolutions of ones and zeros: engines have no fast way to take every second channel
-    (OpenVINO's took two fifths of all of Sem-Net's time), and these are exact in INT8 too.
+    (OpenVINO runs it by its reference code).
     """
 
     passing: Tensor

@@ -10,6 +10,7 @@ at first, then spread over some steps and rounded, at a price that rises.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,7 +84,8 @@ class SmcTraining:
         self.model = cast(Any, model.to(device()))
         terms = SemanticTerms(config.terms, self.model.config.semantic, config.data)
         self.objective = SmcObjective(self.model.config.latent, terms).to(device())
-        if config.start is not None and "sem_enc.head.weight" in load_start(self.model, config.start):
+        self.taken: set[str] = set() if config.start is None else load_start(self.model, config.start)
+        if "sem_enc.head.weight" in self.taken:
             self.objective.scaled.fill_(1.0)
             self.objective.given.fill_(1.0)
         if config.coded:
@@ -103,8 +105,9 @@ class SmcTraining:
     def _objects(self) -> list[NDArray[np.bool_]]:
         """Where Sem-Net sees objects in each clip's original frames; kept beside the clips, since it takes minutes."""
         found = []
+        teacher = hashlib.sha256((self.config.data / self.config.teacher).read_bytes()).hexdigest()[:8]
         for entry, arrays in zip(self.sampler.entries, self.sampler.arrays, strict=True):
-            path = self.sampler.folder / f"{entry['number']:03d}.objects.npy"
+            path = self.sampler.folder / f"{entry['number']:03d}.objects-{teacher}.npy"
             if not path.is_file():
                 seen = []
                 for picture in arrays["original"]:
@@ -366,6 +369,9 @@ def train(config: SmcRun) -> dict[str, Any]:
     record |= measure_qualities(
         training.model, training.sampler, training.machine, training.slope, config.sample_weight
     )
+    if training.taken:
+        kept = ", its coder as it is" if bool(training.objective.given) else ""
+        record["start"] = f"{len(training.taken)} of {len(training.model.state_dict())} weights of another run{kept}"
     record["recipe"] = config.as_dict()
     record["data"] = f"{len(training.sampler.entries)} clips, x264 superfast zerolatency at CRF {training.sampler.crfs}"
     return record

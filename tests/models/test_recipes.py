@@ -100,7 +100,7 @@ def test_the_coder_learns_first_then_f_net_alone(cache: Path) -> None:
 
 
 def test_all_learn_at_once_where_the_paper_s_terms_are_on(cache: Path) -> None:
-    terms = SemanticTermsConfig.off().__class__(alpha=0.0, beta=0.0, perceptual=0.0, adversarial=1.0, critic_width=8)
+    terms = SemanticTermsConfig(alpha=0.0, beta=0.0, perceptual=0.0, adversarial=1.0, critic_width=8)
     run = SmcRun(data=data_folder(), out=cache / "run", batch=2, crop=64, length=2, coded=0.0, terms=terms)
     assert moved_by(SmcTraining(run, cache), 0.9) == {"sem_net", "sem_enc", "sem_dec", "f_net"}
 
@@ -113,6 +113,7 @@ def test_a_run_starts_from_the_weights_of_another(cache: Path) -> None:
     run = SmcRun(data=data_folder(), out=cache / "second", batch=2, crop=64, start=cache / "first")
     second = SmcTraining(run, cache)
     assert bool((second.model.f_net.stem.weight == 0.25).all())
+    assert second.taken == set(first.model.state_dict())
     assert moved_by(second, 0.01) == {"f_net"}  # the coder came with it, and is not taught again
     with pytest.raises(ConfigError, match="start"):
         load_start(second.model, cache / "nowhere")
