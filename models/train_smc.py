@@ -240,15 +240,22 @@ class SmcTraining:
         return share, prior.bits(rounded.detach(), previous, quality).mean() / rounded[0].numel()
 
     def _fuse(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Second stage: F-Net alone, on the last frame. Its memory is of the lossy frames before."""
+        """Second stage: F-Net alone, on the last frame. Its memory is of the lossy frames before.
+
+        What it is told may be of an earlier frame of the sequence: in use a latent stands for some frames.
+        """
         config, model = self.config, self.model
         _, step = self._drawn_step()
         kept = (torch.rand(config.batch, 1, 1, 1, device=device()) >= config.drop).float() * config.compensated
         with torch.no_grad():
-            semantic, seen, truth = self._looked(batch)[-1]
+            looked = self._looked(batch)
+            age = int(torch.randint(config.length, ()))
+            semantic, seen_then, _ = looked[-1 - age]
+            _, seen, truth = looked[-1]
             with autocast():
-                restored = model.sem_dec((model.sem_enc(self._coded(semantic, seen)).float() / step).round() * step)
-                told = (restored if config.residual else restored - seen) * kept
+                residual = self._coded(semantic, seen_then)
+                restored = model.sem_dec((model.sem_enc(residual).float() / step).round() * step)
+                told = (restored if config.residual else restored - seen_then) * kept
                 before = [model.f_net.look(pictures(batch.lossy[:, index]))[1] for index in range(config.length - 1)]
         lossy = pictures(batch.lossy[:, -1]).contiguous(memory_format=torch.channels_last)
         with autocast():
