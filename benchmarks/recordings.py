@@ -25,7 +25,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError
 from scene_edge.codec.media import probe, read_video
 from scene_edge.codec.packet import SemanticPacket
-from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
+from scene_edge.codec.quality import PacketDecoder
 from scene_edge.edge.clip import EncodedClip, encode_clip
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.recording import encode_recording
@@ -54,7 +54,7 @@ def plays(path: Path) -> None:
 
 def same_latents(clip: EncodedClip, bundle: Bundle) -> int:
     """Compare the integers that the encoder coded with those in the packets' bytes; returns how many are not zero."""
-    decoder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, clip.width, clip.height))
+    decoder = PacketDecoder.of(bundle, clip.width, clip.height)
     decoded = [z for packet in clip.packets for z in decoder.decode(SemanticPacket.from_bytes(packet.to_bytes()))]
     if len(decoded) != len(clip.latents) or not all(map(np.array_equal, decoded, clip.latents)):
         raise RunError("decoded latents are not those that were coded", got=f"{len(decoded)} frames")

@@ -6,17 +6,21 @@ transport. Other codecs share GOP, transport and the bytes of an anchor for each
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from benchmarks.codecs import CODECS, Codec, code_video
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, RunError
 from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.riders import Carrier, write_riders
 from scene_edge.codec.sei import UTC_UNKNOWN
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import split_video
@@ -24,6 +28,7 @@ from scene_edge.edge.batch import VideoBatch, Waiting
 from scene_edge.edge.clip import EncodedClip, encode_clip, with_anchor
 from scene_edge.edge.config import CameraConfig, MqttConfig
 from scene_edge.edge.networks import Networks, open_networks
+from scene_edge.edge.riders import MAX_BODY_BYTES
 from scene_edge.edge.settings import load_config
 from scene_edge.edge.wire import publish_overhead
 from scene_edge.server.fusion import FusionDecoder
@@ -211,32 +216,60 @@ def _anchor_bytes(unit: AccessUnit) -> int:
 
 
 def _wire(clip: EncodedClip) -> dict[str, int]:
-    """The counts that the transport adds, and the total."""
-    overhead = transport_bytes(clip)
-    total = overhead + sum(clip.bytes[kind] for kind in ("video", "semantic", "sei"))
-    return {"overhead": overhead, "semantic_overhead": semantic_overhead(clip), "total": total}
+    """The counts that the transport adds or changes, and the total."""
+    wire = wire_bytes(clip)
+    total = wire.whole
+    overhead = total - wire.semantic - clip.bytes["video"] - clip.bytes["sei"]
+    return {
+        "semantic": wire.semantic,
+        "overhead": overhead,
+        "semantic_overhead": wire.semantic_overhead,
+        "total": total,
+    }
 
 
-def transport_bytes(clip: EncodedClip) -> int:
-    """What MQTT and TCP/IP add when video and semantics ride on one broker at QoS 1 without TLS.
+class WireBytes(NamedTuple):
+    """All that goes over the line; of it packets, and what carries these."""
 
-    Access units share messages as those of a live camera with default settings, whose clock knows UTC. The camera's
-    ledger (one a second) and the server's acknowledgements (one a GOP) are the same for all systems and are not
-    counted.
+    whole: int
+    semantic: int
+    semantic_overhead: int
+
+
+def wire_bytes(clip: EncodedClip) -> WireBytes:
+    """With MQTT and TCP/IP, when video and semantics use one broker at QoS 1 without TLS.
+
+    Access units share messages as those of a live camera with default settings, whose clock knows UTC; a small packet
+    rides in the first message behind its frames, as it does there. Behind the last frame there is none in a clip: what
+    would ride in it rides in the last. The camera's ledger (one a second) and the server's acknowledgements (one a GOP)
+    are the same for all systems and are not counted.
     """
-    topics = Topics("camera-1")
-    total = 0
+    topic = Topics("camera-1")
+    waiting = deque(packet for packet in clip.packets if len(packet.body) <= MAX_BODY_BYTES)
+    alone = [len(packet.to_bytes()) for packet in clip.packets if len(packet.body) > MAX_BODY_BYTES]
+    around = sum(publish_overhead(topic.semantic, size, 1, tls=False) for size in alone)
+    whole, semantic = sum(alone) + around, sum(alone)
+    last = clip.access_units[-1].frame_seq
     for units in _batches(clip):
-        for message in split_video(units, session_id=clip.session_id, width=clip.width, height=clip.height):
-            size = len(message.to_bytes())
-            total += size + publish_overhead(topics.video, size, 1, tls=False)
-    return total + semantic_overhead(clip) - sum(len(unit.data) for unit in clip.access_units)
+        riding = []
+        while waiting and (waiting[0].last_seq < units[0].frame_seq or units[-1].frame_seq == last):
+            riding.append(waiting.popleft())
+        riders = _riders(clip, units, riding)
+        plain, laden = _message_bytes(clip, units, b""), _message_bytes(clip, units, riders)
+        whole, semantic, around = whole + laden, semantic + len(riders), around + laden - plain - len(riders)
+    return WireBytes(whole, semantic, around)
 
 
-def semantic_overhead(clip: EncodedClip) -> int:
-    """The part of `transport_bytes` that carries the semantic packets."""
-    topic = Topics("camera-1").semantic
-    return sum(publish_overhead(topic, len(packet.to_bytes()), 1, tls=False) for packet in clip.packets)
+def _riders(clip: EncodedClip, units: Sequence[AccessUnit], packets: Sequence[SemanticPacket]) -> bytes:
+    first = units[0]
+    return write_riders(packets, Carrier(clip.session_id, first.frame_seq, first.capture_ns, clip.width, clip.height))
+
+
+def _message_bytes(clip: EncodedClip, units: Sequence[AccessUnit], riders: bytes) -> int:
+    size = {"width": clip.width, "height": clip.height}
+    messages = split_video(units, session_id=clip.session_id, riders=riders, **size)
+    payloads = [len(message.to_bytes()) for message in messages]
+    return sum(payload + publish_overhead(Topics("camera-1").video, payload, 1, tls=False) for payload in payloads)
 
 
 def _batches(clip: EncodedClip) -> Iterator[list[AccessUnit]]:

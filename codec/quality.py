@@ -1,8 +1,8 @@
 """The qualities of an SMC bundle, each with a quantiser step and tables of its own, and the packets coded with them.
 
 A bundle's manifest names `quality_steps` (in any order, mostly the finest first) and the file of `tables`, which holds
-"q<index>.flags", "q<index>.places" and "q<index>.values" for each of them. Its `hold` is how long a latent stands: the
-camera's affair alone, since repeated latents are coded like all others, but the tables are fitted to it.
+"q<index>.flags", "q<index>.places" and "q<index>.values" for each of them. Its `hold` is how long a latent stands: only
+every `hold`-th frame of a GOP, from its first on, has one of its own, and only those are coded.
 """
 
 from __future__ import annotations
@@ -91,12 +91,19 @@ def tensors_of(tables: Sequence[LatentTables]) -> dict[str, NDArray[np.uint16]]:
 
 
 class PacketDecoder:
-    """The integer latents of a stream of packets for one picture size, [C, h, w] = `shape`."""
+    """The integer latents of a stream of packets for one picture size, [C, h, w] = `shape`; `hold` as in the bundle."""
 
-    def __init__(self, qualities: Sequence[Quality], shape: tuple[int, int, int]) -> None:
-        self._qualities, self._shape = tuple(qualities), shape
+    def __init__(self, qualities: Sequence[Quality], shape: tuple[int, int, int], hold: int = 1) -> None:
+        self._qualities, self._shape, self._hold = tuple(qualities), shape, hold
         self._decoder: LatentDecoder | None = None
         self._follows: tuple[int, int, int] | None = None
+        self._frames = 0
+        self._standing: I16 = np.zeros(shape, np.int16)
+
+    @classmethod
+    def of(cls, bundle: Bundle, width: int, height: int) -> PacketDecoder:
+        """For a bundle's packets at width x height luma samples. Raises BundleError."""
+        return cls(load_qualities(bundle), latent_shape(bundle, width, height), hold_of(bundle))
 
     def decode(self, packet: SemanticPacket) -> list[I16]:
         """One array for each frame of a key or delta packet.
@@ -114,16 +121,29 @@ class PacketDecoder:
             )
         quality = self.quality_of(packet)
         if packet.kind == KEY:
-            decoder = LatentDecoder(quality.tables)
+            decoder, self._frames = LatentDecoder(quality.tables), 0
         elif decoder is None or (packet.session_id, packet.first_seq, packet.quality) != follows:
             raise PacketError(
                 "a delta packet does not follow the one before",
                 got=f"frame {packet.first_seq}, quality {packet.quality}",
                 allowed="a key packet" if follows is None else f"frame {follows[1]}, quality {follows[2]}",
             )
-        latents = decoder.decode(packet.body, packet.count, self._shape)
+        latents = self._spread(decoder, packet)
         self._decoder = decoder
         self._follows = (packet.session_id, packet.first_seq + packet.count, packet.quality)
+        return latents
+
+    def _spread(self, decoder: LatentDecoder, packet: SemanticPacket) -> list[I16]:
+        """What the packet codes, each latent at all frames for which it stands."""
+        own = [number % self._hold == 0 for number in range(self._frames, self._frames + packet.count)]
+        coded = decoder.decode(packet.body, sum(own), self._shape) if any(own) else []
+        if packet.body and not coded:
+            raise EntropyError("a packet codes something, and no frame of it has a latent of its own")
+        fresh, latents = iter(coded), []
+        for is_own in own:
+            self._standing = next(fresh) if is_own else self._standing
+            latents.append(self._standing)
+        self._frames += packet.count
         return latents
 
     def quality_of(self, packet: SemanticPacket) -> Quality:

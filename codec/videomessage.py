@@ -2,8 +2,8 @@
 
 Layout, little endian: magic "SCV1" | flags u8 | fragment u8 | fragments u8 | count u8 | session u64 | first
 sequence u32 | capture time of the first i64 ns | width u16 | height u16 | UTC offset of the first i64 ns, only with its
-flag | body, or this fragment's part of it | CRC-32C u32 over all. Body: a table with an entry for each access unit,
-then their bytes.
+flag | body, or this fragment's part of it | CRC-32C u32 over all. Body: with its flag, semantics that ride along
+(riders.py) behind their length; then a table with an entry for each access unit, then their bytes.
 Every length is checked against its limit and against the bytes that are there before anything is allocated.
 """
 
@@ -26,6 +26,7 @@ _HEADER = struct.Struct("<4sBBBBQIqHH")
 _UTC = struct.Struct("<q")
 _CRC = struct.Struct("<I")
 _HAS_UTC = 1
+_HAS_RIDERS = 2
 
 HEADER_BYTES = _HEADER.size + _UTC.size + _CRC.size
 """What a message costs at most besides its body; 8 bytes less where the UTC offset is unknown."""
@@ -40,12 +41,17 @@ _MAX_LENGTH_BYTES = 4
 """28 bits reach past twice MAX_ACCESS_UNIT_BYTES."""
 _MAX_STEP_BYTES = 5
 _MAX_ENTRY_BYTES = _MAX_LENGTH_BYTES + 2 * _MAX_STEP_BYTES
-MAX_BODY_BYTES = MAX_ACCESS_UNIT_BYTES + MAX_UNITS * _MAX_ENTRY_BYTES
+MAX_RIDERS_BYTES = 8_192
+_MAX_RIDERS_LENGTH_BYTES = 2
+MAX_BODY_BYTES = MAX_ACCESS_UNIT_BYTES + MAX_UNITS * _MAX_ENTRY_BYTES + MAX_RIDERS_BYTES + _MAX_RIDERS_LENGTH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class VideoMessage:
-    """`count` access units from `first_seq` on, or fragment number `fragment` of `fragments` of their body."""
+    """`count` access units from `first_seq` on, or fragment number `fragment` of `fragments` of their body.
+
+    `laden`: the body begins with semantics that ride along.
+    """
 
     session_id: int
     first_seq: int
@@ -57,6 +63,7 @@ class VideoMessage:
     width: int
     height: int
     body: bytes
+    laden: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MAX_UNITS:
@@ -85,6 +92,12 @@ class VideoMessage:
         return self.first_seq + self.count - 1
 
     @property
+    def riders(self) -> bytes:
+        """The semantics that ride in a whole message, for `riders.read_riders`; b"" if none do."""
+        length, at = _riders_place(self)
+        return self.body[at : at + length]
+
+    @property
     def units(self) -> tuple[AccessUnit, ...]:
         """The access units of a whole message. Raises PacketError for a fragment: use `VideoAssembler`."""
         if self.fragments != 1:
@@ -103,7 +116,7 @@ class VideoMessage:
         """Raises PacketError if the message is longer than MAX_MESSAGE_BYTES: use `split_video`."""
         header = _HEADER.pack(
             MAGIC,
-            _HAS_UTC if self.utc_offset_ns else 0,
+            (_HAS_UTC if self.utc_offset_ns else 0) | (_HAS_RIDERS if self.laden else 0),
             self.fragment,
             self.fragments,
             self.count,
@@ -134,7 +147,7 @@ class VideoMessage:
         (stated,) = _CRC.unpack_from(data, end)
         if crc32c(data[:end]) != stated:
             raise PacketError("video message is damaged: its CRC-32C does not fit", got=f"{stated:08x}")
-        if flags & ~_HAS_UTC:
+        if flags & ~(_HAS_UTC | _HAS_RIDERS):
             raise PacketError("video message with unknown flags", got=f"{flags:#x}", hint="Update this end.")
         at, utc_offset_ns = _HEADER.size, 0
         if flags & _HAS_UTC:
@@ -144,7 +157,8 @@ class VideoMessage:
             at += _UTC.size
             if utc_offset_ns == 0:
                 raise PacketError("video message spends bytes on a UTC offset of nothing")
-        return cls(session, seq, capture, utc_offset_ns, count, fragment, fragments, width, height, data[at:end])
+        body, laden = data[at:end], bool(flags & _HAS_RIDERS)
+        return cls(session, seq, capture, utc_offset_ns, count, fragment, fragments, width, height, body, laden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +188,23 @@ def _write_table(units: Sequence[AccessUnit]) -> bytes:
     return bytes(out)
 
 
+def _riders_place(message: VideoMessage) -> tuple[int, int]:
+    """Bytes of the semantics in a whole message, and where they begin. Raises PacketError."""
+    if not message.laden:
+        return 0, 0
+    length, at = read_varint(message.body, 0, _MAX_RIDERS_LENGTH_BYTES)
+    if not 1 <= length <= min(MAX_RIDERS_BYTES, len(message.body) - at):
+        raise PacketError(
+            "length of the semantics in a video message out of range", got=length, allowed=f"1..{MAX_RIDERS_BYTES}"
+        )
+    return length, at
+
+
 def _read_table(message: VideoMessage) -> tuple[list[_Entry], int]:
     """The entries of a whole message's body, and where they end. Raises PacketError unless the lengths use it up."""
-    body, at, step_ns, total = message.body, 0, 0, 0
+    body, at, step_ns, total = message.body, sum(_riders_place(message)), 0, 0
     capture_ns, utc_offset_ns = message.capture_ns, message.utc_offset_ns
-    if message.count > len(body):
+    if message.count > len(body) - at:
         raise PacketError("video message is cut short", got=f"{len(body)} bytes for {message.count} access units")
     entries = []
     for index in range(message.count):
@@ -216,11 +242,18 @@ def can_follow(unit: AccessUnit, before: AccessUnit) -> bool:
 
 
 def split_video(
-    units: Sequence[AccessUnit], *, session_id: int, width: int, height: int, max_bytes: int = 120_000
+    units: Sequence[AccessUnit],
+    *,
+    session_id: int,
+    width: int,
+    height: int,
+    riders: bytes = b"",
+    max_bytes: int = 120_000,
 ) -> list[VideoMessage]:
     """Consecutive access units as one message, or as its fragments, of at most `max_bytes` each.
 
-    Raises PacketError if there are none or too many, if one cannot follow the other, or if it needs too many fragments.
+    `riders` comes from `riders.write_riders`. Raises PacketError if there are no units or too many, if one cannot
+    follow the other, or if it needs too many fragments.
     """
     room = max_bytes - HEADER_BYTES
     if not 1 <= room <= MAX_MESSAGE_BYTES - HEADER_BYTES:
@@ -234,7 +267,8 @@ def split_video(
             raise PacketError("access unit cannot follow the one before it", got=f"sequence {unit.frame_seq}")
     if not all(1 <= len(unit.data) <= MAX_ACCESS_UNIT_BYTES for unit in units):
         raise PacketError("access unit is empty or too long", allowed=f"1..{MAX_ACCESS_UNIT_BYTES} bytes")
-    body = b"".join((_write_table(units), *(unit.data for unit in units)))
+    laden = write_varint(len(riders)) + riders if riders else b""
+    body = b"".join((laden, _write_table(units), *(unit.data for unit in units)))
     fragments = -(-len(body) // room)
     if fragments > MAX_FRAGMENTS:
         raise PacketError(
@@ -253,6 +287,7 @@ def split_video(
             width,
             height,
             body[index * room : (index + 1) * room],
+            bool(riders),
         )
         for index in range(fragments)
     ]
@@ -270,13 +305,13 @@ class VideoAssembler:
         self.given_up = 0
         self._open: dict[tuple[int, int], dict[int, VideoMessage]] = {}
 
-    def push(self, message: VideoMessage) -> tuple[AccessUnit, ...]:
-        """The access units, in order, of the message that this completes; none while fragments of it are missing.
+    def push(self, message: VideoMessage) -> VideoMessage | None:
+        """The whole message that this completes; None while fragments of it are missing.
 
         Raises PacketError if a fragment contradicts the others, or if they make no message: it is given up.
         """
         if message.fragments == 1:
-            return message.units
+            return message
         key = (message.session_id, message.first_seq)
         parts = self._open.setdefault(key, {})
         first = next(iter(parts.values()), message)
@@ -290,15 +325,15 @@ class VideoAssembler:
         if len(parts) == message.fragments:
             body = b"".join(parts[index].body for index in range(message.fragments))
             try:
-                units = replace(message, fragment=0, fragments=1, body=body).units
+                whole = replace(message, fragment=0, fragments=1, body=body)
             except PacketError:
                 self._give_up(key)
                 raise
             del self._open[key]
-            return units
+            return whole
         if len(self._open) > self.MAX_OPEN:
             self._give_up(next(iter(self._open)))
-        return ()
+        return None
 
     def _give_up(self, key: tuple[int, int]) -> None:
         del self._open[key]

@@ -7,7 +7,8 @@ semantics queue costs the rest of that GOP its semantics, never a picture. A ful
 the GOP, since no decoder could use it.
 
 Consecutive access units share a message (batch.py). Until it is closed they are in the pipeline, for the ledger; then
-all of them are in the spool, or dropped.
+all of them are in the spool, or dropped. A small semantic packet rides in the next message that is closed (riders.py);
+where none follows for a while, it goes alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scene_edge.codec.errors import EngineError
 from scene_edge.codec.identity import AccessUnit, Frame
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.riders import Carrier, write_riders
 from scene_edge.codec.videomessage import split_video
 from scene_edge.edge.batch import VideoBatch, Waiting
 from scene_edge.edge.clip import with_anchor
@@ -32,6 +34,7 @@ from scene_edge.edge.gop import GopCoder, StageTime
 from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.networks import Networks, quality_control
 from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
+from scene_edge.edge.riders import MAX_BODY_BYTES, Riders
 from scene_edge.edge.sources import Source, SourceInfo
 from scene_edge.edge.spool import Record, Spool
 
@@ -106,6 +109,9 @@ class Pipeline:
         batch_ms = config.mqtt.video_batch_ms
         self._batch = VideoBatch(None if self._lossless and batch_ms else batch_ms, info.frame_period_ns)
         """Belongs to the thread that spools video: `semantics` where pictures wait for their packet, else `encode`."""
+        self._riders = Riders()
+        self._patience_s = (batch_ms * 1_000_000 + 2 * info.frame_period_ns) / 1e9
+        """For so long a packet waits for pictures to ride with, where none come."""
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
@@ -331,31 +337,42 @@ class Pipeline:
         items = self._batch.take()
         if not items:
             return True
+        packets = self._riders.take()
         try:
+            first, size = items[0].unit, (self._info.width, self._info.height)
+            riders = write_riders(packets, Carrier(self._session_id, first.frame_seq, first.capture_ns, *size))
             messages = split_video(
                 [item.unit for item in items],
                 session_id=self._session_id,
-                width=self._info.width,
-                height=self._info.height,
+                width=size[0],
+                height=size[1],
+                riders=riders,
             )
             payloads = [message.to_bytes() for message in messages]
         except BaseException:
             self._ledger.drop("failed", len(items))
             raise
-        last_seq, taken_ns = items[-1].unit.frame_seq, tuple(item.taken_ns for item in items)
+        # A packet may reach further than the pictures that it rides with: until all of them are safe it is kept.
+        last_seq = max([items[-1].unit.frame_seq, *(packet.last_seq for packet in packets)])
+        taken_ns = tuple(item.taken_ns for item in items)
         records = [Record("video", payload, last_seq) for payload in payloads[:-1]]
         records.append(Record("video", payloads[-1], last_seq, taken_ns))
         self._ledger.spool(len(items))
         if not self._put(records):
             self._ledger.unspool(len(items))
             self._drop_unspooled(len(items))
+            for packet in packets:
+                self._spool_alone(packet)
             return False
+        for packet in packets:
+            self._ledger.code_semantics(packet.count)
         data_bytes, sei_bytes = sum(len(item.unit.data) for item in items), sum(item.sei_bytes for item in items)
         self._ledger.add_bytes(
             media_ns=items[-1].unit.capture_ns,
             video=data_bytes - sei_bytes,
             sei=sei_bytes,
-            overhead=sum(map(len, payloads)) - data_bytes,
+            semantic=len(riders),
+            overhead=sum(map(len, payloads)) - data_bytes - len(riders),
         )
         return True
 
@@ -378,7 +395,7 @@ class Pipeline:
             return
         held: deque[Outgoing] = deque()
         try:
-            while (job := self._to_semantics.get()) is not None:
+            while (job := self._next_job()) is not None:
                 if self._lossless:
                     held.append(job.outgoing)
                 self._code_one(gop, job)
@@ -388,10 +405,13 @@ class Pipeline:
             self._release(held, None)
             if self._video_waits:
                 self._close_batch()
+            self._spool_riders()
         finally:
             left = len(held) + (len(self._batch.take()) if self._video_waits else 0)
             if left:
                 self._ledger.drop("failed", left)
+            while packets := self._riders.take():
+                self._ledger.lose_semantics("failed", sum(packet.count for packet in packets))
 
     def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
         if not self._semantics_on:
@@ -427,15 +447,32 @@ class Pipeline:
             self._ledger.lose_semantics(reason, frames)
         gop.lost.clear()
 
+    def _next_job(self) -> SemanticJob | None:
+        """The next frame to mine. Packets go alone once no picture has come for so long that they could ride with."""
+        if not self._lossless and len(self._riders) and not self._to_semantics.ready(self._patience_s):
+            self._spool_riders()
+        return self._to_semantics.get()
+
     def _spool_packets(self, packets: list[SemanticPacket]) -> None:
         for packet in packets:
-            data = packet.to_bytes()
-            # A packet is small and frames wait for it at the server: it never waits for room itself.
-            if self._spool.put([Record("semantic", data, packet.last_seq)], must=True):
-                self._ledger.code_semantics(packet.count)
-                self._ledger.add_bytes(semantic=len(data))
+            if len(packet.body) <= MAX_BODY_BYTES:
+                self._riders.add(packet)
             else:
-                self._ledger.lose_semantics("too_late", packet.count)
+                self._spool_alone(packet)
+
+    def _spool_riders(self) -> None:
+        while packets := self._riders.take():
+            for packet in packets:
+                self._spool_alone(packet)
+
+    def _spool_alone(self, packet: SemanticPacket) -> None:
+        data = packet.to_bytes()
+        # A packet is small and frames wait for it at the server: it never waits for room itself.
+        if self._spool.put([Record("semantic", data, packet.last_seq)], must=True):
+            self._ledger.code_semantics(packet.count)
+            self._ledger.add_bytes(semantic=len(data))
+        else:
+            self._ledger.lose_semantics("too_late", packet.count)
 
     def _notify_spool(self) -> None:
         with self._spool.changed:

@@ -18,6 +18,9 @@ from scene_edge.edge.scene import SessionOpener, engine_name
 Choose = Callable[[Sequence[float]], int | None]
 """What a GOP's first frame takes in bits at each quality -> the GOP's quality; None: it stays silent."""
 
+NO_CODE = FrameCode((), 0.0, 0)
+"""Of a frame for which an earlier one's latent stands."""
+
 _STATES = {"state_sem": "next_sem", "state_lossy": "next_lossy"}
 
 
@@ -25,7 +28,7 @@ class SemanticEncoder:
     """Frames go in one by one, in the order of the stream. `last_latents` are the integers just coded, for tests.
 
     `quality` is that of the GOP at hand; a silent one bears the coarsest. Meaning moves slowly: where a bundle says so,
-    only every `hold`-th frame of a GOP has latents of its own, and those between repeat them at hardly any cost.
+    only every `hold`-th frame of a GOP has latents of its own; at those between no network runs and nothing is coded.
     """
 
     codec_id = CODEC_SMC_GOP
@@ -38,7 +41,7 @@ class SemanticEncoder:
         self._coder = LatentEncoder(self._qualities[self.quality].tables)
         self._silent = True
         self._shape = latent_shape(bundle, width, height)
-        self._hold, self._held_for = hold_of(bundle), 0
+        self._hold, self._frames = hold_of(bundle), 0
         self._width, self._height = width, height
         rows, columns = aligned(height) // 4, aligned(width) // 4
         self._zero_states = _zero_states(bundle, rows // 4, columns // 4)
@@ -67,13 +70,16 @@ class SemanticEncoder:
                     got=f"{picture.width}x{picture.height}",
                     allowed=f"{self._width}x{self._height}",
                 )
+        self._frames = 0 if choose is not None else self._frames + 1
+        if self._frames % self._hold and self.last_latents is not None:
+            return NO_CODE
         latents: I16 = np.zeros(self._shape, np.int16)
         if choose is not None or not self._silent:
             latent = self._run(original, lossy, key=choose is not None)
             if choose is not None:
                 self._begin(latent, choose)
             if not self._silent:
-                latents = self._held(latent)
+                latents = quantise(latent, self.steps[self.quality])
         self.last_latents = latents
         return self._coder.encode(latents)
 
@@ -86,19 +92,10 @@ class SemanticEncoder:
         self._states = {name: out[following] for name, following in _STATES.items()}
         return out["latent"]
 
-    def _held(self, latent: NDArray[np.generic]) -> I16:
-        """This frame's integers, or those of the frame before."""
-        if self._held_for and self.last_latents is not None:
-            latents = self.last_latents
-        else:
-            latents = quantise(latent, self.steps[self.quality])
-        self._held_for = (self._held_for + 1) % self._hold
-        return latents
-
     def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
         bits = [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in self._qualities]
         quality = choose(bits)
-        self._silent, self._held_for = quality is None, 0
+        self._silent = quality is None
         self.quality = self._coarsest if quality is None else quality
         self._coder = LatentEncoder(self._qualities[self.quality].tables)
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-PACKET_BYTES = 52
-"""A semantic packet without its body: what even a silent GOP costs."""
+PACKET_BYTES = 22
+"""What carries a semantic packet's body when it rides with video: what even a silent GOP costs."""
 
 _REMEMBERED_GOPS = 4
 _CREDIT_GOPS = 8

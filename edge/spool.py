@@ -97,7 +97,7 @@ class MemorySpool:
     def acknowledge(self, seq: int) -> list[Record]:
         with self.changed:
             freed = []
-            # Within one leaf, last_seq rises with the id; across leaves it does not.
+            # Within a leaf in order: a record that is not done with keeps those behind it. Across leaves there is none.
             for numbers in self._by_leaf.values():
                 while numbers and self._records[numbers[0]].last_seq <= seq:
                     record = self._records.pop(numbers.popleft())

@@ -25,10 +25,13 @@ from scene_edge.codec.planes import U8, Planes, pack
 CRFS = (27, 31, 35, 39, 43, 47, 51)
 """The useful range of x264 in front of a machine: from hardly any loss to persons melting into the wall."""
 
+GOP = 30
+"""Frames from keyframe to keyframe."""
+
 X264_OPTIONS = {
     "preset": "superfast",
     "tune": "zerolatency",
-    "x264-params": "keyint=30:min-keyint=30:scenecut=0:bframes=0",
+    "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes=0",
 }
 """What the camera uses (see the profiles): a network must meet the codec that it will live with."""
 

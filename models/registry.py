@@ -21,7 +21,7 @@ from scene_edge.codec.planes import ALIGN
 from scene_edge.codec.quality import tensors_of
 from scene_edge.models import keepsake
 from scene_edge.models.cards import CARD
-from scene_edge.models.data import ClipSampler, DataConfig, build_cache
+from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
@@ -94,6 +94,17 @@ def _sequences(folder: Path, seed: int, count: int, length: int) -> list[dict[st
     return chosen
 
 
+def _gops(folder: Path, seed: int, count: int) -> list[dict[str, NDArray[np.uint8]]]:
+    """Every HOLD-th frame of the first GOPs of clips, from the keyframe on, in the form of `_sequences`."""
+    sampler = ClipSampler(folder, seed)
+    chosen = []
+    for number in range(count):
+        clip = sampler.arrays[int(sampler.random.choice(len(sampler.arrays), p=sampler.weights))]
+        pair = {"original": clip["original"], "lossy": clip[f"crf{sampler.crfs[number % len(sampler.crfs)]}"]}
+        chosen.append({key: _aligned(np.array(frames[:GOP:HOLD])) for key, frames in pair.items()})
+    return chosen
+
+
 def _aligned(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     grid = ALIGN // 4
     pad = [(-side) % grid for side in pictures.shape[1:3]]
@@ -115,13 +126,12 @@ def _arrays(**inputs: torch.Tensor) -> Sample:
 
 
 @torch.no_grad()
-def smc_export(
-    run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 24, length: int = 8
-) -> BundleExport:
+def smc_export(run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 40) -> BundleExport:
     """SMC's two graphs, with calibration on real states and latents, and integer tables for each quality.
 
-    The qualities are the record's `quality_steps`. Tables are fitted to the latents of all sequences; the decoder is
-    calibrated with one quality after the other.
+    As on a camera, the encoder sees every HOLD-th frame and its memory is of those; the decoder's calibration takes
+    these frames as well. The qualities are the record's `quality_steps`. Tables are fitted to the latents of all
+    sequences; the decoder is calibrated with one quality after the other.
     """
     model = build_smc(name)
     record = load_average(run, model)
@@ -131,14 +141,14 @@ def smc_export(
     encoder_samples: list[Sample] = []
     decoder_samples: list[Sample] = []
     gops = []
-    for number, sequence in enumerate(_sequences(folder, 11, sequences, length)):
+    for number, sequence in enumerate(_gops(folder, 11, sequences)):
         latents, step = [], steps[number % len(steps)]
         states = model.states(1, *sequence["original"].shape[1:3])
         for index, (original, lossy) in enumerate(zip(sequence["original"], sequence["lossy"], strict=True)):
             x, seen = torch.from_numpy(original[None]), torch.from_numpy(lossy[None])
             latent, next_sem, next_lossy = encoder(x, seen, states["sem"], states["lossy"])
             z = (latent / step).round()
-            if index in (0, 1, 5):
+            if index in (0, 1 + number % 4):
                 marked, mined = _whole_range(seen), states["lossy"]
                 encoder_samples.append(
                     _arrays(x=_whole_range(x), lossy=marked, state_sem=states["sem"], state_lossy=mined)
@@ -150,7 +160,7 @@ def smc_export(
             states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
             latents.append(latent[0].numpy())
         gops.append(np.stack(latents))
-    tables, mean_bits = _fit_tables([held(gop) for gop in gops], steps)
+    tables, mean_bits = _fit_tables(gops, steps)
     parameters = {
         "channels": model.config.latent,
         "stride": model.stride,
@@ -184,19 +194,14 @@ def smc_export(
     return BundleExport(name, "smc", graphs, parameters, record, extra)
 
 
-def held(gop: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents [T, C, h, w] as a camera sends them: each stands for HOLD frames."""
-    return gop[np.arange(len(gop)) // HOLD * HOLD]
-
-
 def _fit_tables(gops: list[NDArray[np.float32]], steps: list[float]) -> tuple[list[LatentTables], list[float]]:
-    """Entropy tables of each quality from latents [T, C, h, w] as the network gives them, and the mean bits a frame."""
+    """Entropy tables of each quality from latents [T, C, h, w], each of which stands for HOLD frames; bits a frame."""
     tables, mean_bits = [], []
     for step in steps:
         integers = [np.rint(gop / step).astype(np.int16) for gop in gops]
         tables.append(LatentTables.fit(integers))
         bits = sum(tables[-1].estimate_bits(gop) for gop in integers)
-        mean_bits.append(round(bits / sum(map(len, gops)), 1))
+        mean_bits.append(round(bits / sum(map(len, gops)) / HOLD, 1))
     return tables, mean_bits
 
 

@@ -17,7 +17,7 @@ from scene_edge.codec.bundle import Bundle, shipped_bundles, shipped_zoo
 from scene_edge.codec.errors import BundleError, FormatError, PacketError
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes, aligned, pack, unpack
-from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
+from scene_edge.codec.quality import PacketDecoder, latent_shape
 from scene_edge.inference.session import Session, open_session
 
 PREFERENCE = ("openvino", "onnx", "litert")
@@ -43,14 +43,13 @@ class FusionDecoder:
         threads: int | None = None,
         session: Session | None = None,
     ) -> None:
-        qualities = load_qualities(bundle)
+        self._packets = PacketDecoder.of(bundle, width, height)
         self.latent_shape = latent_shape(bundle, width, height)
         self.bundle, self.width, self.height = bundle, width, height
         self._h, self._w = aligned(height) // 4, aligned(width) // 4
         self.session = session or open_session(
             bundle, "decoder", height=self._h, width=self._w, prefer=prefer, precision=precision, threads=threads
         )
-        self._packets = PacketDecoder(qualities, self.latent_shape)
         shapes = {name: info.shape for name, info in self.session.inputs.items()}
         self._zero_lossy = np.zeros(shapes["state_lossy"], np.float32)
         self._zero_fuse = np.zeros(shapes["state_fuse"], np.float32)

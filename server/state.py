@@ -58,6 +58,7 @@ class CameraState:
         self._size: tuple[int, int] | None = None
         self._latency_ms: deque[float] = deque(maxlen=LATENCY_WINDOW)
         self._wire: Counter[str] = Counter()
+        self._rode_bytes = 0
         self._wire_at_s = time.monotonic()
         self._kbps: dict[str, float] = {}
         self._match: dict[str, int] = {}
@@ -93,11 +94,19 @@ class CameraState:
         message = payload_bytes + topic_bytes + MQTT_QOS1_BYTES
         segments = -(-message // SEGMENT_BYTES)
         with self._lock:
-            self._wire[stream] += payload_bytes - sei_bytes
+            rode = self._rode_bytes if stream == "video" else 0
+            self._rode_bytes -= rode
+            self._wire[stream] += max(0, payload_bytes - sei_bytes - rode)
             self._wire["sei"] += sei_bytes
             self._wire["overhead"] += message - payload_bytes + segments * TCP_IP_BYTES
             if stream == "video":
                 self._video_at_s = time.monotonic()
+
+    def rode(self, semantic_bytes: int) -> None:
+        """Semantics came in a video message that was counted: the next one bears less, so that no count ever falls."""
+        with self._lock:
+            self._wire["semantic"] += semantic_bytes
+            self._rode_bytes += semantic_bytes
 
     def began_session(self, session: str, size: tuple[int, int]) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from scene_edge.codec.errors import PacketError, SeiError, StoreError
 from scene_edge.codec.identity import session_hex
 from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
 from scene_edge.codec.planes import MAX_SIDE
+from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.sei import ANCHOR_UUID, strip_sei
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
@@ -138,11 +139,19 @@ class CameraWorker:
         if not self._enter(fragment.session_id, (fragment.width, fragment.height)):
             return
         try:
-            units = self._assembler.push(fragment)
+            whole = self._assembler.push(fragment)
         except PacketError:
             self.state.dropped("video_fragments")
             return
-        for unit in units:
+        if whole is None:
+            return
+        try:
+            for packet in read_riders(whole.riders, carrier_of(whole)):
+                self._join_semantics(packet)
+            self.state.rode(len(whole.riders))
+        except PacketError:  # the pictures are whole all the same
+            self.state.dropped("semantic_corrupt")
+        for unit in whole.units:
             known = unit.utc_offset_ns != 0
             picture = VideoUnit(
                 fragment.session_id,
@@ -167,8 +176,10 @@ class CameraWorker:
         if packet.kind not in (KEY, DELTA):
             self.state.dropped("semantic_unsupported")
             return
-        if not self._enter(packet.session_id, (packet.width, packet.height)):
-            return
+        if self._enter(packet.session_id, (packet.width, packet.height)):
+            self._join_semantics(packet)
+
+    def _join_semantics(self, packet: SemanticPacket) -> None:
         self._joiner.expect_semantics = True
         self._joiner.add_semantics(packet)
 

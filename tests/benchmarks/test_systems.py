@@ -12,11 +12,14 @@ from benchmarks.systems import (
     encode,
     parts_of,
     run_system,
-    transport_bytes,
+    wire_bytes,
 )
 from scene_edge.codec.bundle import shipped_bundles
 from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.riders import Carrier, write_rider
+from scene_edge.edge.wire import publish_overhead
 
 MQTT_BYTES = 2 + len("scene/1/12/camera-1/video") + 2 + 2
 """Fixed header of a short message, length and text of the topic, packet id."""
@@ -73,10 +76,27 @@ def test_transport_by_hand() -> None:
         # The second frame's step is 40,000,000 ns, 4 bytes; then 0 more each. The UTC offset stands still.
         table = lengths + (4 + 3 + 4 if len(units) == 5 else 0)
         message = HEADER_BYTES + table + data
+        total += message
         mqtt = MQTT_BYTES + (message + MQTT_BYTES - 2 >= 128)
         segments = -(-(message + mqtt) // 1448)
-        total += HEADER_BYTES + table + mqtt + 40 * segments + ACKNOWLEDGED_BYTES
-    assert transport_bytes(clip) == total
+        total += mqtt + 40 * segments + ACKNOWLEDGED_BYTES
+    assert wire_bytes(clip) == (total, 0, 0)
+
+
+def test_small_packets_ride_behind_their_frames_and_large_ones_go_alone() -> None:
+    clip = encode("x264", pictures(12), 25.0, Coding(crf=51, gop=4))
+    plain = wire_bytes(clip)
+    first, last = (
+        SemanticPacket(1, 2, bytes(8), clip.session_id, seq, seq * 40_000_000, 128, 96, 40_000_000, 0, 0, 4, body)
+        for seq, body in ((0, bytes(50)), (8, bytes(5000)))
+    )
+    # In the message from frame 4 on: its length in one byte, 4 frames back, and no surprise in its time.
+    assert len(write_rider(first, Carrier(clip.session_id, 4, 160_000_000, 128, 96))) == 20 + 50
+    clip.packets += [first, last]
+    laden = wire_bytes(clip)
+    assert laden.semantic == 70 + 5052
+    assert laden.semantic_overhead == 1 + publish_overhead("scene/1/12/camera-1/semantic", 5052, 1, tls=False)
+    assert laden.whole == plain.whole + laden.semantic + laden.semantic_overhead
 
 
 def test_settings_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

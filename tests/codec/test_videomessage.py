@@ -49,18 +49,21 @@ def streams(draw: st.DrawFn) -> list[AccessUnit]:
     return units
 
 
-@given(streams(), st.integers(1000, 120_000))
-def test_round_trip(units: list[AccessUnit], max_bytes: int) -> None:
-    parts = split(units, max_bytes)
+@given(streams(), st.integers(1000, 120_000), st.binary(max_size=300))
+def test_round_trip(units: list[AccessUnit], max_bytes: int, riders: bytes) -> None:
+    parts = split_video(units, session_id=5, width=64, height=48, riders=riders, max_bytes=max_bytes)
     assembler = VideoAssembler()
-    given_back: list[AccessUnit] = []
+    whole: VideoMessage | None = None
     for part in parts:
         data = part.to_bytes()
         assert len(data) <= max_bytes
         assert VideoMessage.from_bytes(data) == part
         assert len(data) - len(part.body) <= HEADER_BYTES <= 48
-        given_back += assembler.push(VideoMessage.from_bytes(data))
-    assert given_back == units
+        assert whole is None
+        whole = assembler.push(VideoMessage.from_bytes(data))
+    assert whole is not None
+    assert list(whole.units) == units
+    assert whole.riders == riders
     assert assembler.given_up == 0
 
 
@@ -111,25 +114,29 @@ def test_fragments_join_in_any_order(sizes: list[int]) -> None:
     random.Random(sizes[0]).shuffle(parts)
     assembler = VideoAssembler()
     joined = [assembler.push(VideoMessage.from_bytes(part.to_bytes())) for part in parts]
-    assert joined[:-1] == [()] * (len(parts) - 1)
-    assert joined[-1] == tuple(units)
+    assert joined[:-1] == [None] * (len(parts) - 1)
+    assert joined[-1] is not None
+    assert joined[-1].units == tuple(units)
     assert assembler.given_up == 0
 
 
 def test_lost_fragments_are_counted_and_memory_stays_bounded() -> None:
     assembler = VideoAssembler()
     for seq in range(20):
-        assert assembler.push(split([unit(3000, seq)], max_bytes=1000)[0]) == ()
+        assert assembler.push(split([unit(3000, seq)], max_bytes=1000)[0]) is None
     assert assembler.given_up == 20 - VideoAssembler.MAX_OPEN
     complete = [assembler.push(part) for part in split([unit(3000, 99)], max_bytes=1000)]
-    assert complete[-1] == (unit(3000, 99),)
+    assert complete[-1] is not None
+    assert complete[-1].units == (unit(3000, 99),)
 
 
 def test_a_fragment_twice_changes_nothing() -> None:
     assembler = VideoAssembler()
     first, second = split([unit(1500)], max_bytes=1000)
-    assert [assembler.push(first), assembler.push(first)] == [(), ()]
-    assert assembler.push(second) == (unit(1500),)
+    assert [assembler.push(first), assembler.push(first)] == [None, None]
+    whole = assembler.push(second)
+    assert whole is not None
+    assert whole.units == (unit(1500),)
 
 
 @pytest.mark.parametrize("change", [{"width": 128}, {"count": 2}, {"capture_ns": 5}, {"fragments": 3}])

@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.codec.errors import TransportError
 from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoMessage
 from scene_edge.edge.camera import Camera, CameraReport, finish
@@ -108,6 +109,8 @@ class Acker:
             self.packets[packet.first_seq] = packet
         elif leaf == "video":
             video = VideoMessage.from_bytes(payload)
+            for packet in read_riders(video.riders, carrier_of(video)):
+                self.packets[packet.first_seq] = packet
             for unit in video.units:
                 self.duplicates += unit.frame_seq in self.videos
                 self.videos[unit.frame_seq] = unit.data

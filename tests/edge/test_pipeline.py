@@ -16,6 +16,7 @@ from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import Frame
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
+from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.sei import UTC_FREE_RUNNING, read_anchor
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
@@ -99,6 +100,7 @@ class Rig:
         for message in self.records():
             if message[0] == "video":
                 videos.append(VideoMessage.from_bytes(message[1]))
+                packets += riding(videos[-1])
             else:
                 packets.append(SemanticPacket.from_bytes(message[1]))
         return videos, packets
@@ -109,6 +111,10 @@ class Rig:
             found.append((record.leaf, record.payload))
             last = record.record_id
         return found
+
+
+def riding(video: VideoMessage) -> list[SemanticPacket]:
+    return read_riders(video.riders, carrier_of(video)) if video.fragments == 1 else []
 
 
 def numbers(videos: list[VideoMessage]) -> list[int]:
@@ -124,7 +130,8 @@ def test_a_patient_source_loses_nothing_however_small_the_queues(configure: Conf
     assert [video.count for video in videos] == [5, 5, 5, 5, 3], "a GOP each"
     assert [seq for packet in packets for seq in range(packet.first_seq, packet.last_seq + 1)] == list(range(23))
     assert snapshot.semantics_coded == 23
-    assert snapshot.bytes["semantic"] == sum(len(packet.to_bytes()) for packet in packets)
+    assert snapshot.bytes["semantic"] == sum(len(video.riders) for video in videos) > 0
+    assert len(rig.records()) == len(videos), "small packets go with the pictures"
     assert all(meter.high_water <= meter.capacity for meter in rig.pipeline.meters())
     assert set(rig.pipeline.stage_ms) == {"scene", "encode", "decode", "semantics"}
 
@@ -137,7 +144,9 @@ def test_pictures_of_a_patient_source_leave_after_their_packet(configure: Config
         if leaf == "semantic":
             covered = SemanticPacket.from_bytes(payload).last_seq
         else:
-            assert VideoMessage.from_bytes(payload).last_seq <= covered
+            video = VideoMessage.from_bytes(payload)
+            covered = max([covered, *(packet.last_seq for packet in riding(video))])
+            assert video.last_seq <= covered
 
 
 def test_what_was_spooled_decodes_and_carries_its_identity(configure: Configure) -> None:
@@ -145,7 +154,9 @@ def test_what_was_spooled_decodes_and_carries_its_identity(configure: Configure)
     rig.run()
     decoder, assembler = H264Decoder(), VideoAssembler()
     for video in rig.messages()[0]:
-        for unit in assembler.push(video):
+        whole = assembler.push(video)
+        assert whole is not None
+        for unit in whole.units:
             assert len(decoder.decode(unit.data, unit.frame_seq)) == 1
             anchor = read_anchor(unit.data)
             assert (anchor is not None) == unit.keyframe == (unit.frame_seq % 5 == 0)
@@ -211,6 +222,55 @@ def test_video_does_not_wait_for_semantics(configure: Configure, monkeypatch: py
     assert {packet.first_seq for packet in packets} <= keyframes
     for packet in packets:
         assert (packet.flags == 1) == (packet.count < 5)
+
+
+def test_a_live_camera_s_packets_ride_with_the_next_pictures(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder may be no more than a frame ahead of the semantics."""
+    ahead = threading.Semaphore(2)
+    encode, mine = LibavEncoder.encode, SemanticEncoder.encode
+
+    def encodes(self: LibavEncoder, *args: Any) -> Any:
+        ahead.acquire(timeout=30)
+        return encode(self, *args)
+
+    def mines(self: SemanticEncoder, *args: Any) -> Any:
+        code = mine(self, *args)
+        ahead.release()
+        return code
+
+    monkeypatch.setattr(LibavEncoder, "encode", encodes)
+    monkeypatch.setattr(SemanticEncoder, "encode", mines)
+    rig = Rig(configure("queues.scene=100", "queues.semantics=100"), frames=23, live=True)
+    snapshot = rig.run()
+    assert snapshot.semantics_coded == 23
+    videos, packets = rig.messages()
+    riding_in = [[packet.first_seq for packet in riding(video)] for video in videos]
+    # The last packet finds no picture to go with; each other goes with the GOP behind its own, or at once.
+    assert sorted(seq for group in riding_in for seq in group) == [0, 5, 10, 15]
+    assert {packet.first_seq for packet in packets} == {0, 5, 10, 15, 20}
+    assert [leaf for leaf, _ in rig.records()].count("semantic") == 1
+
+
+def test_a_packet_goes_alone_where_pictures_stay_away(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    read = LiveTest.read
+    read_so_far: list[Frame | None] = []
+
+    def reads(self: LiveTest) -> Frame | None:
+        if len(read_so_far) == 5:
+            gate.wait(30)
+        read_so_far.append(read(self))
+        return read_so_far[-1]
+
+    monkeypatch.setattr(LiveTest, "read", reads)
+    rig = Rig(configure("queues.scene=100", "queues.semantics=100"), frames=7, live=True)
+    rig.pipeline.start()
+    wait_until(lambda: "semantic" in [leaf for leaf, _ in rig.records()])
+    gate.set()
+    assert rig.pipeline.join(30)
+    assert rig.ledger.snapshot().semantics_coded == 7
 
 
 @pytest.mark.parametrize(

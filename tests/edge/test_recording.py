@@ -15,7 +15,7 @@ from scene_edge.codec.errors import BundleError, ConfigError, EncoderError, Sour
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.latents import FrameCode
 from scene_edge.codec.packet import SemanticPacket
-from scene_edge.codec.quality import PacketDecoder, latent_shape, load_qualities
+from scene_edge.codec.quality import PacketDecoder
 from scene_edge.codec.sei import ANCHOR_UUID, SEMANTIC_UUID, Anchor, read_sei, to_annexb
 from scene_edge.edge.recording import encode_recording
 from tests.data import dev_clip
@@ -83,7 +83,7 @@ def test_packets_in_a_recording_decode_to_the_encoder_s_latents(
     out = tmp_path / "out.mkv"
     encode_recording("testsrc:", out, configure("semantics.max_latency_ms=70"), limit=12)
     bundle = Bundle.open("smc-tiny", zoo=zoo)
-    decoder = PacketDecoder(load_qualities(bundle), latent_shape(bundle, 96, 64))
+    decoder = PacketDecoder.of(bundle, 96, 64)
     found = [z for packet in packets_of(access_units(out)) for z in decoder.decode(packet)]
     assert len(found) == 12
     assert all(np.array_equal(one, two) for one, two in zip(found, coded, strict=True))

@@ -16,6 +16,7 @@ from scene_edge.codec import rans
 from scene_edge.codec.identity import AccessUnit
 from scene_edge.codec.latents import LatentEncoder, LatentTables, message
 from scene_edge.codec.packet import BIRTH, CODEC_NONE, CODEC_SMC_GOP, DELTA, KEY, SemanticPacket
+from scene_edge.codec.riders import Carrier, write_riders
 from scene_edge.codec.sei import ANCHOR_UUID, SEMANTIC_UUID, UTC_LOCKED, Anchor, insert_sei
 from scene_edge.codec.videomessage import VideoMessage, split_video
 
@@ -125,7 +126,15 @@ def videos() -> dict[str, VideoMessage]:
         "video_key": split_video(known[:1], **sent)[0],
         "video_batch": split_video(known, **sent)[0],
         "video_fragment": split_video([delta, later], max_bytes=100, **sent)[1],
+        "video_laden": split_video(known[1:], riders=riders(), **sent)[0],
     }
+
+
+def riders() -> bytes:
+    """A key and a delta packet with the video that follows the key packet's first frame."""
+    latents = packets()
+    carrier = Carrier(SESSION, 301, CAPTURE_NS + 33_333_333, 160, 128)
+    return write_riders((latents["packet_key"], latents["packet_delta"]), carrier)
 
 
 def anchor() -> Anchor:

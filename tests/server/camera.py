@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from scene_edge.codec.latents import LatentEncoder, LatentTables, message
 from scene_edge.codec.packet import CODEC_SMC_GOP, DELTA, KEY, SemanticPacket, split_video
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.quality import load_qualities, tensors_of
+from scene_edge.codec.riders import Carrier, write_riders
 from scene_edge.codec.sei import ANCHOR_UUID, Anchor, insert_sei
 from scene_edge.server.worker import Inbound
 
@@ -244,16 +245,27 @@ class FakeCamera:
         """The messages of one access unit."""
         return self.message(index, index + 1)
 
-    def message(self, start: int, end: int) -> list[bytes]:
+    def message(self, start: int, end: int, riding: Sequence[SemanticPacket] = ()) -> list[bytes]:
         """One video message with the access units from `start` to before `end`, or its fragments."""
+        first = self.units[start]
+        carrier = Carrier(self.session_id, first.frame_seq, first.capture_ns, WIDTH, HEIGHT)
         messages = split_video(
             self.units[start:end],
             session_id=self.session_id,
             width=WIDTH,
             height=HEIGHT,
+            riders=write_riders(riding, carrier),
             max_bytes=self.max_bytes,
         )
         return [message.to_bytes() for message in messages]
+
+    def laden_stream(self) -> Iterator[tuple[str, bytes]]:
+        """The same with a message for each GOP, in which the packet of the one before rides; the last goes alone."""
+        yield "birth", self.birth()
+        for number in range(len(self.packets)):
+            for payload in self.message(number * GOP, (number + 1) * GOP, self.packets[max(0, number - 1) : number]):
+                yield "video", payload
+        yield "semantic", self.packets[-1].to_bytes()
 
     def stream(
         self, *, lose_packets: tuple[int, ...] = (), lose_frames: tuple[int, ...] = ()

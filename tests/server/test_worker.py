@@ -146,6 +146,24 @@ def test_every_frame_is_matched_fused_committed_and_acknowledged(bundle: Bundle)
     assert view["latency_ms"]["p50"] is not None
 
 
+@pytest.mark.parametrize("max_bytes", [120_000, 700])
+def test_packets_that_ride_with_video_are_joined_like_others(bundle: Bundle, max_bytes: int) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=3 * GOP, max_bytes=max_bytes)
+    bench.feed(list(camera.laden_stream()))
+    bench.settle()
+    assert bench.rows(camera) == [(seq, "matched", "fused", 1) for seq in range(3 * GOP)]
+    assert bench.view()["server"]["dropped"] == {}
+
+
+def test_damaged_riders_cost_no_picture(bundle: Bundle) -> None:
+    bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP)
+    (message,) = split_video(camera.units, session_id=camera.session_id, width=WIDTH, height=HEIGHT, riders=b"\1\2\0")
+    bench.feed([("birth", camera.birth()), ("video", message.to_bytes())])
+    bench.settle()
+    assert bench.rows(camera) == [(seq, "missing_semantics", "lossy", 1) for seq in range(GOP)]
+    assert bench.view()["server"]["dropped"] == {"semantic_corrupt": 1}
+
+
 def test_what_analytics_see_is_the_fused_picture(bundle: Bundle) -> None:
     bench, camera = Bench(bundle), FakeCamera(bundle, frames=GOP)
     bench.feed(list(camera.stream()))
