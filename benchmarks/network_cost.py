@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _report
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError
 from scene_edge.codec.planes import PACKED_CHANNELS, aligned
@@ -61,14 +62,14 @@ def macs_of(model: Any) -> int:
 
 def bundle_macs(bundle: Bundle, graph: str, size: tuple[int, int]) -> int | None:
     """MAC of a frame of the luma size (width, height); None for a bundle without an artefact for OpenVINO."""
-    files = [a.file for a in bundle.graph(graph).artifacts if a.engine == "openvino" and a.file.endswith(".xml")]
+    files = [a.file for a in bundle.graph(graph).artifacts if a.engine == "openvino" and a.file.endswith(ir.SUFFIX)]
     if not files:
         return None
     session = _session(bundle, graph, "openvino", "int8", size, 1)
     shapes = {name: list(info.shape) for name, info in session.inputs.items()}
     session.close()
     core = openvino.load().Core()
-    model = core.read_model(bundle.read(files[0]), bundle.read(f"{files[0][:-4]}.bin"))
+    model = core.read_model(ir.inflate(bundle.read(files[0]), files[0]), bundle.read(ir.weights_of(files[0])))
     model.reshape(shapes)
     return macs_of(model)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scene_edge.codec import ir
 from scene_edge.codec.errors import BundleError
 from scene_edge.codec.manifest import (
     MAX_FILES,
@@ -290,8 +291,8 @@ def _check_content(name: str, data: bytes) -> None:
         raise BundleError(
             "bundle holds a pickle or an archive", got=name, hint="Weights come as ONNX, IR, TFLite, safetensors."
         )
-    if name.endswith(".xml") and not data.lstrip().startswith((b"<?xml", b"<net")):
-        raise BundleError(f"{name} is no OpenVINO IR")
+    if name.endswith(ir.SUFFIX):
+        ir.inflate(data, name)
     if name.endswith(".tflite") and data[4:8] != b"TFL3":
         raise BundleError(f"{name} is no TFLite model")
     if name.endswith(".safetensors") and data[8:9] != b"{":

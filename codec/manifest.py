@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from scene_edge.codec import ir
 from scene_edge.codec.errors import BundleError
 
 FORMAT = 1
@@ -25,10 +26,10 @@ MAX_DIMENSION = 1 << 20
 
 KINDS = ("smc", "scene", "detector", "action")
 ENGINES = ("openvino", "onnx", "litert", "tensorrt")
-SUFFIX_OF_ENGINE = {"openvino": ".xml", "onnx": ".onnx", "litert": ".tflite", "tensorrt": ".onnx"}
+SUFFIX_OF_ENGINE = {"openvino": ir.SUFFIX, "onnx": ".onnx", "litert": ".tflite", "tensorrt": ".onnx"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "bool")
-SUFFIXES = (".onnx", ".xml", ".bin", ".tflite", ".safetensors", ".json", ".md")
+SUFFIXES = (".onnx", ir.SUFFIX, ".bin", ".tflite", ".safetensors", ".json", ".md")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -139,9 +140,9 @@ def check_manifest(document: object) -> Manifest:
     if sum(entry.size_bytes for entry in files.values()) > MAX_BUNDLE_BYTES:
         raise BundleError("bundle is too large", allowed=f"at most {MAX_BUNDLE_BYTES} bytes")
     for name in files:
-        if name.endswith(".bin") and f"{name[:-4]}.xml" not in files:
+        if name.endswith(".bin") and f"{name[:-4]}{ir.SUFFIX}" not in files:
             raise BundleError(
-                "a .bin file without its .xml", got=name, hint="Only weights of an OpenVINO IR may be .bin."
+                f"a .bin file without its {ir.SUFFIX}", got=name, hint="Only weights of an OpenVINO IR may be .bin."
             )
     graphs = {
         _text(name, "name of a graph", _NAME): _graph(name, entry, files)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scene_edge.codec import ir
 from scene_edge.codec.errors import EngineError
 from scene_edge.inference.seam import BROKEN_IMPORT, CheckedSession, Order, TensorInfo, one_line
 
@@ -83,9 +84,9 @@ def open_engine(order: Order) -> OpenVinoSession:
 def _read(order: Order) -> Any:
     """The model with its inputs fixed to the order's shapes."""
     file = order.artifact.file
-    weights = f"{file[:-4]}.bin"
-    if file.endswith(".xml") and weights in order.bundle.files:
-        model = _core().read_model(order.bundle.read(file), order.bundle.read(weights))
+    if file.endswith(ir.SUFFIX):
+        text, weights = ir.inflate(order.bundle.read(file), file), ir.weights_of(file)
+        model = _core().read_model(text, order.bundle.read(weights) if weights in order.bundle.files else b"")
     else:
         model = _core().read_model(order.bundle.read(file), b"")
     names = {name for port in model.inputs for name in port.get_names()}

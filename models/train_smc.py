@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from scene_edge.codec.errors import ConfigError, FormatError
 from scene_edge.models import keepsake
 from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
+from scene_edge.models.layers import ResBlock, start_at_zero
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
 from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures, price_of_bits
@@ -334,6 +335,7 @@ def _whole(picture: Tensor) -> Tensor:
 def load_start(model: nn.Module, path: Path) -> set[str]:
     """Take over the averaged weights of a run, as far as names and shapes agree; returns the names.
 
+    Residual blocks that the other run had not begin as nothing, so that a deeper network is first as good as it was.
     `path` is the folder of a run, or of a bundle that was made of one. Raises ConfigError without a checkpoint,
     FormatError where nothing fits.
     """
@@ -351,6 +353,9 @@ def load_start(model: nn.Module, path: Path) -> set[str]:
     if not fitting:
         raise FormatError(f"nothing of {path} fits", got=", ".join(list(found)[:3]), hint="Is it a run of SMC?")
     model.load_state_dict({**own, **fitting})
+    for name, block in model.named_modules():
+        if isinstance(block, ResBlock) and f"{name}.second.weight" not in fitting:
+            start_at_zero(block.second)
     return set(fitting)
 
 

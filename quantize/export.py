@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch.export import ExportedProgram
 
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import MANIFEST_FILE, Bundle, write_bundle
 from scene_edge.codec.errors import ConfigError, EngineError
 from scene_edge.codec.manifest import ENGINES, FORMAT, Artifact
@@ -267,8 +268,8 @@ def _measured(work: _Work, bundle: Bundle, steps: _Steps) -> Iterator[ArtifactRe
         duration_ms = cpu_ms(session, samples[0])
         session.close()
         size = bundle.files[artifact.file].size_bytes
-        if artifact.file.endswith(".xml"):
-            size += bundle.files[f"{artifact.file[:-4]}.bin"].size_bytes
+        if artifact.file.endswith(ir.SUFFIX):
+            size += bundle.files[ir.weights_of(artifact.file)].size_bytes
         yield ArtifactReport(
             graph=work.name,
             engine=artifact.engine,
@@ -300,7 +301,7 @@ def _shipped(works: Sequence[_Work], reports: Sequence[ArtifactReport], folder: 
         if report.precision == "int8" or (report.engine == "onnx" and report.size_bytes <= FP32_BYTES):
             yield report
             continue
-        for file in {report.file, report.file.replace(".xml", ".bin")}:
+        for file in {report.file, ir.weights_of(report.file)} if report.engine == "openvino" else {report.file}:
             (folder / file).unlink()
         for work in works:
             work.artifacts = [artifact for artifact in work.artifacts if artifact.file != report.file]

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from scene_edge.codec import ir
 from scene_edge.codec.errors import EngineError
 from scene_edge.inference.openvino import load
 from scene_edge.quantize.graphs import Sample
@@ -21,7 +22,7 @@ MOVES = ("Concat", "Slice", "StridedSlice", "VariadicSplit", "Split", "Transpose
 
 
 def quantise_openvino(model: onnx.ModelProto, samples: Sequence[Sample]) -> dict[str, bytes]:
-    """fp32 ONNX and calibration samples -> {".xml": ..., ".bin": ...}. Raises EngineError."""
+    """fp32 ONNX and calibration samples -> {".xml.gz": ..., ".bin": ...}. Raises EngineError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         openvino = load()  # before NNCF: it hides the telemetry that NNCF would use as well
@@ -52,8 +53,8 @@ def save_ir(network: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(network, str(path), compress_to_fp16=False)
-        xml = path.read_text()
-        return {".xml": _without_record(xml).encode(), ".bin": path.with_suffix(".bin").read_bytes()}
+        text = _without_record(path.read_text()).encode()
+        return {ir.SUFFIX: ir.deflate(text), ".bin": path.with_suffix(".bin").read_bytes()}
 
 
 def float_operations(network: Any) -> list[str]:
@@ -82,7 +83,6 @@ def float_operations(network: Any) -> list[str]:
 
 def _without_record(xml: str) -> str:
     """The IR without the model's <rt_info>: it holds versions, options and paths, which our report says better."""
-    xml = re.sub(r"\n\s+", "\n", xml)  # a third of it is indentation
     head, separator, tail = xml.rpartition("</edges>")
     return head + separator + re.sub(r"<rt_info>.*</rt_info>", "", tail, flags=re.DOTALL) if separator else xml
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import (
     Bundle,
     public_key_of,
@@ -49,7 +50,7 @@ def manifest() -> dict[str, Any]:
                 "inputs": [{"name": "x", "dtype": "uint8", "shape": [1, None, None, 24]}],
                 "outputs": [{"name": "y", "dtype": "float32", "shape": [1, 4, None, None]}],
                 "artifacts": [
-                    {"engine": "openvino", "precision": "int8", "file": "encoder.xml", "shape": None},
+                    {"engine": "openvino", "precision": "int8", "file": "encoder.xml.gz", "shape": None},
                     {"engine": "onnx", "precision": "int8", "file": "encoder.onnx"},
                     {"engine": "litert", "precision": "int8", "file": "encoder.tflite", "shape": [136, 240]},
                 ],
@@ -60,12 +61,15 @@ def manifest() -> dict[str, Any]:
     }
 
 
+IR = b'<?xml version="1.0"?><net/>'
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bundle whose weights are no real networks: nothing here may ever parse them."""
     path = tmp_path / "smc-test"
     path.mkdir()
-    (path / "encoder.xml").write_bytes(b'<?xml version="1.0"?><net/>')
+    (path / "encoder.xml.gz").write_bytes(ir.deflate(IR))
     (path / "encoder.bin").write_bytes(bytes(64))
     (path / "encoder.onnx").write_bytes(b"\x08\x08not a network")
     (path / "encoder.tflite").write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(20))
@@ -286,7 +290,11 @@ def test_pickles_in_disguise_are_refused_even_with_a_good_digest(folder: Path, n
     ("name", "data"),
     [
         ("encoder.bin", b"PK\x03\x04 an archive, as torch.save writes it"),
-        ("encoder.xml", b"#!/bin/sh"),
+        ("encoder.xml.gz", IR),
+        ("encoder.xml.gz", ir.deflate(b"#!/bin/sh")),
+        ("encoder.xml.gz", ir.deflate(IR)[:-1]),
+        ("encoder.xml.gz", ir.deflate(IR) + b"more"),
+        ("encoder.xml.gz", ir.deflate(IR + bytes(ir.MAX_IR_BYTES))),
         ("encoder.tflite", bytes(30)),
         ("tables.safetensors", bytes(30)),
         ("encoder.onnx", b"\x08\x08 tensor\x6a\x12\x0a\x08location\x12\x06/etc/x"),
@@ -351,7 +359,7 @@ BROKEN: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("engine", lambda m: m["graphs"]["encoder"]["artifacts"][0].update(engine="torch")),
     ("precision", lambda m: m["graphs"]["encoder"]["artifacts"][0].update(precision="int3")),
     ("suffix", lambda m: m["graphs"]["encoder"]["artifacts"][0].update(file="encoder.onnx")),
-    ("not among the files", lambda m: m["graphs"]["encoder"]["artifacts"][0].update(file="other.xml")),
+    ("not among the files", lambda m: m["graphs"]["encoder"]["artifacts"][0].update(file="other.xml.gz")),
     ("shape", lambda m: m["graphs"]["encoder"]["artifacts"][2].update(shape=[1, 2, 3])),
     ("shape", lambda m: m["graphs"]["encoder"]["artifacts"][2].update(shape=[0, 2])),
     ("dtype", lambda m: m["graphs"]["encoder"]["inputs"][0].update(dtype="object")),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.inference import onnxruntime as onnx_engine
@@ -111,7 +112,7 @@ def test_every_reason_is_listed_where_nothing_runs(folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["tiny.xml", "tiny.bin", "tiny.onnx", "tiny.tflite"])
+@pytest.mark.parametrize("file", ["tiny.xml.gz", "tiny.bin", "tiny.onnx", "tiny.tflite"])
 def test_a_model_that_is_cut_or_garbled_behind_a_good_digest(folder: Path, file: str) -> None:
     path = folder / file
     if not path.exists():
@@ -119,9 +120,10 @@ def test_a_model_that_is_cut_or_garbled_behind_a_good_digest(folder: Path, file:
     engine = {"xml": "openvino", "bin": "openvino", "onnx": "onnx", "tflite": "litert"}[file.split(".")[1]]
     if available_engines()[engine].startswith("absent"):
         pytest.skip(available_engines()[engine])
-    whole = path.read_bytes()
+    packed = file.endswith(ir.SUFFIX)
+    whole = ir.inflate(path.read_bytes(), file) if packed else path.read_bytes()
     for data in (whole[: len(whole) // 2], whole[:20], whole[: len(whole) // 3] + bytes(len(whole) - len(whole) // 3)):
-        path.write_bytes(data)
+        path.write_bytes(ir.deflate(data) if packed else data)
         with pytest.raises(EngineError):
             open_session(rewrite(folder), "tiny", height=16, width=24, prefer=[engine], precision="fp32")
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.errors import EngineError
 from scene_edge.inference.openvino import load
@@ -102,7 +103,7 @@ def manifest(artifacts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 ARTIFACTS = [
-    {"engine": "openvino", "precision": "fp32", "file": "tiny.xml", "shape": None},
+    {"engine": "openvino", "precision": "fp32", "file": "tiny.xml.gz", "shape": None},
     {"engine": "onnx", "precision": "fp32", "file": "tiny.onnx", "shape": None},
     {"engine": "litert", "precision": "fp32", "file": "tiny.tflite", "shape": list(GRID)},
     {"engine": "tensorrt", "precision": "fp32", "file": "tiny.onnx", "shape": None},
@@ -125,7 +126,10 @@ def write_tiny(folder: Path) -> Bundle:
     artifacts = list(ARTIFACTS)
     try:
         openvino = load()
-        openvino.save_model(openvino.Core().read_model(onnx_bytes(), b""), folder / "tiny.xml", compress_to_fp16=False)
+        plain = folder / "tiny.xml"
+        openvino.save_model(openvino.Core().read_model(onnx_bytes(), b""), plain, compress_to_fp16=False)
+        (folder / "tiny.xml.gz").write_bytes(ir.deflate(plain.read_bytes()))
+        plain.unlink()
     except EngineError as error:
         # openvino is an extra: without it the other engines are still tested
         print(f"no OpenVINO IR in this run: {error}")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, EngineError
 from scene_edge.inference.session import golden_error, open_session
@@ -125,7 +126,8 @@ def test_qdq_is_explicit_with_symmetric_weights_per_channel(exported: Exported, 
 def test_ir_is_quantised_and_the_way_to_the_picture_is_not(exported: Exported) -> None:
     bundle, _, _ = exported
     openvino = pytest.importorskip("openvino")
-    model = openvino.Core().read_model(bundle.read("filter.int8.xml"), bundle.read("filter.int8.bin"))
+    text = ir.inflate(bundle.read("filter.int8.xml.gz"), "filter")
+    model = openvino.Core().read_model(text, bundle.read("filter.int8.bin"))
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     assert kinds.count("FakeQuantize") >= 3
     weights = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
