@@ -2,7 +2,8 @@
 
     python -m benchmarks.ablations --minutes 60
 
-All start from one Sem-Net and one coder, taught once (but for the open loop, whose coder is another); all have the same
+All start from the same networks: from a run (`--start`), whose training they go on with, or from a coder taught once
+here and an F-Net that knows nothing. The open loop alone has to learn a coder of its own. All have the same
 seed, time and thread, and go on where they were stopped. Minutes count the whole recipe, of which the shared teaching
 is the first part; from there on, coder and F-Net learn together with the paper's own terms. A variant that is cheaper
 takes more steps in its time, as it would in a real run; the steps stand in the table. All are judged by one yardstick,
@@ -139,21 +140,29 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def taught(run: Path) -> dict[str, Any]:
-    """What the variants take over of a checkpoint: all networks but F-Net as they would ship, the prior, the steps."""
+    """What the variants take over of a checkpoint: all networks as they would ship, the prior, the steps."""
     path = run / "state.pt"
     if not path.is_file():
         raise ConfigError("no checkpoint to start from", got=str(run), hint="Give --start the folder of a run of SMC.")
     state = torch.load(path, weights_only=True, map_location="cpu")
     return {
-        "model": {key: value for key, value in state["average"].items() if not key.startswith("f_net.")},
+        "model": state["average"],
         "objective": {key[2:]: value for key, value in state["trained"].items() if key.startswith(_OBJECTIVE)},
         "steps": state["steps"],
     }
 
 
 def start_from(training: SmcTraining, teacher: Mapping[str, Any]) -> None:
-    """Put a fresh run where the shared teaching ends. Raises FormatError for a coder of another size."""
+    """Put a fresh run where the shared teaching ends; in an open loop F-Net alone, where its own teaching begins.
+
+    Raises FormatError for a coder of another size.
+    """
     trainer, config = training.trainer, training.config
+    if not config.residual:
+        known = {key: value for key, value in teacher["model"].items() if key.startswith("f_net.")}
+        training.model.load_state_dict({**training.model.state_dict(), **known})
+        trainer.average.update({key: value.clone().float() for key, value in known.items()})
+        return
     try:
         for module, part in ((training.model, "model"), (training.objective, "objective")):
             module.load_state_dict({**module.state_dict(), **teacher[part]})
@@ -175,7 +184,7 @@ def train_variant(config: SmcRun, clips: Path, teacher: Mapping[str, Any]) -> Sm
     """Train, or go on; returns the run with its averaged weights."""
     torch_seeded(config.seed)
     training = SmcTraining(config, clips)
-    if training.trainer.steps == 0 and config.residual:
+    if training.trainer.steps == 0:
         start_from(training, teacher)
     training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
@@ -301,7 +310,7 @@ def prepare(config: DataConfig, cache: Path, label: str) -> Path:
 def run(
     minutes: Annotated[float, typer.Option(min=0.01, help="Of each variant, the shared teaching included.")] = 60.0,
     variants: Annotated[str, typer.Option(help="Which to train and compare, comma separated.")] = ",".join(VARIANTS),
-    start: Annotated[Path | None, typer.Option(help="Run of smc-s whose coder is taken. Default: taught here.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Run of smc-s to go on from. Default: taught here.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs and of ablations.png.")] = Path("runs/ablations"),
     cache: Annotated[Path, typer.Option(help="Folder of prepared clips, shared with training.")] = Path("runs/cache"),
     draws: Annotated[int, typer.Option(min=1, help="Sets of crops that all are judged on.")] = 4,

@@ -106,8 +106,8 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
 class Fresh:
     """A run that has taken no step yet, of small networks."""
 
-    def __init__(self, out: Path, latent: int = 4) -> None:
-        self.config = variant_run(FULL, **(MACHINE | {"out": out}))
+    def __init__(self, out: Path, latent: int = 4, variant: str = FULL) -> None:
+        self.config = variant_run(variant, **(MACHINE | {"out": out}))
         self.model = Smc(SmcConfig(latent=latent, coder=8, fuse_widths=(8, 8, 8), entry=8))
         self.objective = SmcObjective(latent, SemanticTerms(SemanticTermsConfig.off(), SEMANTIC, Path()))
         self.trainer = Trainer(self.config, self.model, self.objective)
@@ -119,16 +119,26 @@ def test_a_variant_starts_where_the_teaching_ended(tmp_path: Path) -> None:
     teacher.objective.scaled.fill_(1.0)
     teacher.trainer.steps = 50
     teacher.trainer.save()
-    own = fresh.model.f_net.stem.weight.clone()
     start_from(fresh, taught(tmp_path / "taught"))  # type: ignore[arg-type]
     resumed = Fresh(tmp_path / "full")
     for weights in (resumed.model.state_dict(), resumed.trainer.average):
         assert torch.equal(weights["sem_net.join.weight"], teacher.model.sem_net.join.weight)
         assert torch.equal(weights["sem_enc.head.weight"], teacher.model.sem_enc.head.weight)
-        assert torch.equal(weights["f_net.stem.weight"], own)
+        assert torch.equal(weights["f_net.stem.weight"], teacher.model.f_net.stem.weight)
     assert bool(resumed.objective.scaled)
     assert resumed.trainer.steps == 50
     assert resumed.trainer.seconds / (10.0 * 60) >= resumed.config.coded
+
+
+def test_an_open_loop_learns_a_coder_of_its_own(tmp_path: Path) -> None:
+    teacher, fresh = Fresh(tmp_path / "taught"), Fresh(tmp_path / "open", variant="open-loop")
+    teacher.trainer.save()
+    own = fresh.model.sem_enc.stem.weight.clone()
+    start_from(fresh, taught(tmp_path / "taught"))  # type: ignore[arg-type]
+    for weights in (fresh.model.state_dict(), fresh.trainer.average):
+        assert torch.equal(weights["sem_enc.stem.weight"], own)
+        assert torch.equal(weights["f_net.stem.weight"], teacher.model.f_net.stem.weight)
+    assert fresh.trainer.seconds == 0
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
