@@ -3,7 +3,8 @@
     python -m benchmarks.network_cost --sizes 960x540 --threads 1
 
 Bundles are counted and timed as they ship, PyTorch as the training side builds each size, untrained: no weight changes
-what it costs. A graph is one side's whole share of a frame: the encoder is the camera's, the decoder the server's.
+what it costs. A graph is one side's whole share of a frame: the encoder is the camera's, the decoder the server's. The
+encoder rests in the frames for which a latent stands; how many share one run stands in the table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError
 from scene_edge.codec.planes import PACKED_CHANNELS, aligned
+from scene_edge.codec.quality import hold_of
 from scene_edge.inference import openvino
 from scene_edge.inference.session import Session, open_session, zero_inputs
+from scene_edge.models.registry import HOLD
 from scene_edge.models.sizes import SIZES, build_smc
 from scene_edge.models.smc import SmcDecoder, SmcEncoder
 
@@ -129,7 +132,7 @@ def bundle_rows(
         for count in threads:
             for size in sizes:
                 row: dict[str, Any] = {"model": bundle.name, "engine": engine, "precision": precision}
-                row |= {"threads": count, "size": size, "ms": {}, "reasons": {}}
+                row |= {"threads": count, "size": size, "hold": hold_of(bundle), "ms": {}, "reasons": {}}
                 for graph in GRAPHS:
                     try:
                         session = _session(bundle, graph, engine, precision, size, count)
@@ -177,7 +180,7 @@ def torch_rows(
                 with torch.inference_mode(), low:
                     ms = {graph: spent_ms(lambda: module(*given), runs) for graph, (module, given) in graphs.items()}  # noqa: B023
                 row = {"model": name, "engine": "pytorch", "precision": precision, "threads": count, "size": size}
-                yield row | {"ms": ms, "reasons": {}}
+                yield row | {"hold": HOLD, "ms": ms, "reasons": {}}
 
 
 def count_bundle(bundle: Bundle, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -207,10 +210,11 @@ def show(counts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]],
         cells = [" + ".join(_number(macs[graph], 1e9) for graph in GRAPHS) for macs in count["macs"].values()]
         table.add_row(count["model"], count["form"], _number(count["parameters"], 1e6), *cells)
     console.print(table)
-    times = Table(title="milliseconds a frame: camera + server, median (CPU of all threads)", title_justify="left")
-    for title in ("model", "engine", "precision", "threads", *sizes):
+    title = "milliseconds a run: camera, once in so many frames, + server; median (CPU of all threads)"
+    times = Table(title=title, title_justify="left")
+    for title in ("model", "engine", "precision", "threads", "frames a run", *sizes):
         times.add_column(title, justify="left" if title in ("model", "engine", "precision") else "right")
-    for key in dict.fromkeys((row["model"], row["engine"], row["precision"], row["threads"]) for row in rows):
+    for key in dict.fromkeys(tuple(row[name] for name in _KEY) for row in rows):
         mine = {shown(row["size"]): row["ms"] for row in rows if key == tuple(row[name] for name in _KEY)}
         cells = [" + ".join(_spent(mine[size][graph]) for graph in GRAPHS) for size in sizes if size in mine]
         times.add_row(*map(str, key), *cells)
@@ -221,7 +225,7 @@ def _spent(ms: Mapping[str, float] | None) -> str:
     return "-" if ms is None else f"{ms['wall']:.1f} ({ms['cpu']:.1f})"
 
 
-_KEY = ("model", "engine", "precision", "threads")
+_KEY = ("model", "engine", "precision", "threads", "hold")
 
 
 def _number(value: float | None, unit: float) -> str:
