@@ -61,6 +61,8 @@ class Settings:
     segmenter: Path
     action_bundles: Mapping[str, str]
     """Category of action clips -> name or folder of the bundle that recognises them."""
+    confident: float = CONFIDENT
+    """From which score on the detector's boxes on *coded* pictures agree: what an operator could set lower."""
 
     def width(self, clip: Clip) -> int:
         """Width at which a clip is coded and looked at: never enlarged."""
@@ -154,7 +156,7 @@ def _score_boxes(
     detector, stride = _detector(settings.detector), settings.stride(clip)
     found = {frame: detector.detect(pictures[frame]).folded() for frame in range(0, len(pictures), stride)}
     boxes = {frame: boxes_of(detections) for frame, detections in found.items()}
-    record = _agree("", boxes, reference, CONFIDENT)
+    record = _agree("", boxes, reference, CONFIDENT, settings.confident)
     truth = mot_truth(clip, pictures[0].width)
     if truth is not None:
         record["truth"] = _score_people(truth, boxes)
@@ -176,13 +178,17 @@ def _score_second(
 
 
 def _agree(
-    judge: str, boxes: Mapping[int, Boxes], reference: Mapping[str, Any] | None, confident: float
+    judge: str,
+    boxes: Mapping[int, Boxes],
+    reference: Mapping[str, Any] | None,
+    confident: float,
+    claimed: float | None = None,
 ) -> dict[str, Any]:
-    """The boxes themselves for an original, else their agreement with those."""
+    """The boxes themselves for an original, else the agreement with those of the ones that are as sure as `claimed`."""
     if reference is None:
         return {f"detections{judge}": {frame: _to_json(seen) for frame, seen in boxes.items()}}
     theirs = {int(frame): _from_json(seen) for frame, seen in reference[f"detections{judge}"].items()}
-    return {f"agreement{judge}": asdict(total_of(boxes, theirs, confident))}
+    return {f"agreement{judge}": asdict(total_of(boxes, theirs, confident, claimed))}
 
 
 @lru_cache(maxsize=1)
@@ -202,10 +208,15 @@ def _segment(clip: Clip, settings: Settings, pictures: Sequence[Planes]) -> dict
     return score_labels(_labels(network, pictures, stride), reference, masks)
 
 
-def total_of(found: Mapping[int, Boxes], truth: Mapping[int, Boxes], confident: float = CONFIDENT) -> Counts:
-    """Confident boxes of all pictures against confident truth; a picture without truth has nothing in it."""
-    none = Boxes.of([])
-    pairs = [(boxes.above(confident), truth.get(frame, none).above(confident)) for frame, boxes in found.items()]
+def total_of(
+    found: Mapping[int, Boxes], truth: Mapping[int, Boxes], confident: float = CONFIDENT, claimed: float | None = None
+) -> Counts:
+    """Confident boxes of all pictures (of those found: `claimed`, where it is given) against confident truth.
+
+    A picture without truth has nothing in it.
+    """
+    none, least = Boxes.of([]), confident if claimed is None else claimed
+    pairs = [(boxes.above(least), truth.get(frame, none).above(confident)) for frame, boxes in found.items()]
     return sum((count_matches(*pair) for pair in pairs), Counts())
 
 

@@ -87,6 +87,8 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
         }
         if clip.has_boxes:
             shape["judges"] = judges
+            if settings.confident != CONFIDENT:
+                shape["confident"] = settings.confident
         if crf is not None:
             shape["coder"] = coders[system](crf)
             shape["quality_stride"] = None if clip.is_action else settings.quality_stride
@@ -272,7 +274,14 @@ def described(settings: Settings) -> dict[str, Any]:
     plain = asdict(settings)
     coding = {key: value for key, value in plain.pop("coding").items() if key not in ("crf", "zoo")}
     files = {name: plain[name].name for name in ("detector", "second_judge", "segmenter")}
-    return {**plain, **coding, **files, "confident": CONFIDENT, "confident_second": second_judge.CONFIDENT, "iou": IOU}
+    return {
+        **plain,
+        **coding,
+        **files,
+        "confident_original": CONFIDENT,
+        "confident_second": second_judge.CONFIDENT,
+        "iou": IOU,
+    }
 
 
 def run(
@@ -297,6 +306,10 @@ def run(
     max_share: Annotated[float | None, typer.Option(help="SMC's share of the bytes; default: the camera's.")] = None,
     anchor: Annotated[str, typer.Option(help="What the others are compared with.")] = ANCHOR,
     detector: Annotated[Path | None, typer.Option(help="YOLOX-style ONNX; default: yolox_nano of the data.")] = None,
+    confident: Annotated[
+        float,
+        typer.Option(min=0.01, max=0.99, help="From which score on boxes of coded pictures agree; of originals 0.5."),
+    ] = CONFIDENT,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would take, and measure nothing.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -320,6 +333,7 @@ def run(
         second_judge=data_folder() / "models" / "FastestDet.onnx",
         segmenter=data_folder() / "models" / "deeplabv3_mnv2_pascal_uint8.tflite",
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
+        confident=confident,
     )
     chosen = find_clips([part.strip() for part in clips.split(",")])
     names = [part.strip() for part in systems.split(",")]

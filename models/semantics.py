@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scene_edge.models.backbone import STAGES, Backbone
 from scene_edge.models.layers import CausalTemporal
+from scene_edge.models.objectives import weighed
 
 SEMANTIC = 96
 """Channels of S."""
@@ -118,6 +119,7 @@ class Verdicts(nn.Module):
             wanted = true_objectness.sigmoid()
             floor = F.binary_cross_entropy(wanted, wanted, reduction="none")
         excess = F.binary_cross_entropy_with_logits(objectness, wanted, reduction="none") - floor
+        excess = weighed(excess, objectness.sigmoid(), wanted)
         where = wanted * (wanted > 0.05)
         divergence = F.kl_div(classes.log_softmax(1), true_classes.log_softmax(1), reduction="none", log_target=True)
         off = (place(box) - place(true_box)).abs().sum(1, keepdim=True)

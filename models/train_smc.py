@@ -67,7 +67,7 @@ class SmcTraining:
     where `slope` is what x264 pays in verdicts for ln(bits). Then, or throughout where `coded` is 0,
 
         sample_weight * L1(fused, original) + machine_weight * MachineDistance(fused, original)
-        + verdict_weight * verdicts(Sem-Net(fused), S)
+        + missed_weight * MachineDistance.missed(fused, original) + verdict_weight * verdicts(Sem-Net(fused), S)
 
     of the last frame of a sequence: the frames before only fill the memories. F-Net learns that alone; where `coded`
     is 0 or the paper's own objective (`SemanticTerms`) is on, all networks that do not stand still learn it together
@@ -311,8 +311,10 @@ class SmcTraining:
             with autocast():
                 with torch.no_grad():
                     truth = self.machine.features(original, side)
-                distance = self.machine.distance(self.machine.features(fused, side), truth).mean()
+                seen = self.machine.features(fused, side)
+                distance = self.machine.distance(seen, truth).mean()
             terms["machine"] = config.machine_weight * distance
+            terms["missed"] = config.missed_weight * self.machine.missed(seen, truth)
         return terms
 
     def _paper(self, clip: dict[str, list[Tensor]]) -> dict[str, Tensor]:

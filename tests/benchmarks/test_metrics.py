@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.measure import total_of
 from benchmarks.metrics import Boxes, Counts, average_precision, count_matches, iou_matrix, score_tracks
 from scene_edge.codec.errors import FormatError
 
@@ -146,3 +147,12 @@ def test_tracking_agrees_with_trackeval(pair: tuple[Sequence_, Sequence_]) -> No
     )
     assert ours.mota == pytest.approx(float(clear["MOTA"]))
     assert ours.idf1 == pytest.approx(float(identity["IDF1"]))
+
+
+def test_boxes_of_coded_pictures_may_be_less_sure_than_those_of_the_original() -> None:
+    box, other = [0.0, 0.0, 9.0, 9.0], [50.0, 0.0, 60.0, 9.0]
+    truth = {0: Boxes.of([box, other], [0, 0], [0.9, 0.4])}
+    found = {0: Boxes.of([box, other], [0, 0], [0.45, 0.2])}
+    assert total_of(found, truth) == Counts(0, 0, 1)
+    assert total_of(found, truth, claimed=0.4) == Counts(1, 0, 0), "the other is no truth"
+    assert total_of(found, truth, claimed=0.1) == Counts(1, 1, 0)

@@ -16,7 +16,7 @@ from scene_edge.codec.errors import ConfigError, FormatError, UsageError  # noqa
 from scene_edge.models.data import relight_packed  # noqa: E402
 from scene_edge.models.instruments import OnnxFeatures  # noqa: E402
 from scene_edge.models.loop import Progressed, RunConfig, Trainer  # noqa: E402
-from scene_edge.models.objectives import LatentPrior, rate_slope, ssim  # noqa: E402
+from scene_edge.models.objectives import LatentPrior, MachineDistance, _excess, rate_slope, ssim  # noqa: E402
 from scene_edge.models.proxy import CodecProxy, dct_matrix, quantiser_step  # noqa: E402
 from scene_edge.models.registry import build_export  # noqa: E402
 from scene_edge.models.train_scene import thumbnail  # noqa: E402
@@ -68,6 +68,36 @@ def test_latent_prior_matches_the_logistic_written_out() -> None:
     expected = -sum(math.log2(likelihood(x)) for x in (0.0, 3.0, -1.0, 2.0))
     assert float(prior.bits(latent, None).detach()) == pytest.approx(expected, rel=1e-4)
     assert float(prior.bits(latent, torch.full_like(latent, 5)).detach()) != pytest.approx(expected, rel=1e-2)
+
+
+def test_an_object_is_claimed_from_a_third_of_a_chance_on() -> None:
+    """Who minimises the mean over what may be true says more than 0.5 where the truth is 0.9 in three of ten cases."""
+    said = torch.linspace(0.001, 0.999, 999)
+    means = {}
+    for chance in (0.2, 0.35, 0.8):
+        there, not_there = (_excess(said, torch.full_like(said, truth)) for truth in (0.9, 0.001))
+        means[chance] = float(said[(chance * there + (1 - chance) * not_there).argmin()])
+    assert means[0.2] < 0.45
+    assert 0.5 < means[0.35] < 0.8 <= means[0.8] <= 0.9
+    assert torch.equal(_excess(said, said), torch.zeros_like(said))
+
+
+def test_what_is_missed_is_one_less_f1_of_the_claims() -> None:
+    machine = MachineDistance.__new__(MachineDistance)
+    truth = torch.zeros(1, 85, 1, 4)
+    truth[:, 4], truth[:, 5] = torch.tensor([0.99, 0.99, 0.99, 0.01]), 0.99
+    assert float(machine.missed([truth] * 5, [truth] * 5)) < 0.15, "softened, and 1 in the denominator"
+    seen = truth.clone()
+    seen[:, 4, :, 1:3] = 0.01  # 2 of 3 missed at each of three scales
+    expected = 1 - 2 * 3 / (3 + 9 + 1)
+    assert float(machine.missed([seen] * 5, [truth] * 5)) == pytest.approx(expected, abs=0.02)
+    seen = truth.clone()
+    seen[:, 6], seen[:, 5] = 0.99, 0.01  # of another class: neither found nor right
+    assert float(machine.missed([seen] * 5, [truth] * 5)) > 0.95
+    seen = truth.clone().requires_grad_()
+    machine.missed([seen * 0.6] * 5, [truth] * 5).backward()
+    assert seen.grad is not None
+    assert float(seen.grad[0, 4, 0, 0]) < 0 < float(seen.grad[0, 4, 0, 3]) + 1e-9
 
 
 def test_ssim_of_a_picture_with_itself_is_one() -> None:
