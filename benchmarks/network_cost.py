@@ -32,7 +32,7 @@ from scene_edge.codec.planes import PACKED_CHANNELS, aligned
 from scene_edge.codec.quality import hold_of
 from scene_edge.inference import openvino
 from scene_edge.inference.session import Session, open_session, zero_inputs
-from scene_edge.models.registry import HOLD
+from scene_edge.models.operating_point import HOLD
 from scene_edge.models.sizes import SIZES, build_smc
 from scene_edge.models.smc import SmcDecoder, SmcEncoder
 

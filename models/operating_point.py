@@ -20,6 +20,9 @@ from scene_edge.models.sizes import AnySmc
 QUALITY_STEPS = (4.0, 5.66, 8.0, 11.3, 16.0, 22.6)
 """Quantiser steps of the operating points, finest first, in units of the latent as trained."""
 
+HOLD = 4
+"""Frames for which a latent of SMC stands."""
+
 
 def pictures(packed: U8) -> Tensor:
     """Packed u8 [B, h, w, 24] as a float batch on the training device."""
@@ -49,8 +52,9 @@ def measure_qualities(
 ) -> dict[str, Any]:
     """Compare the operating points on training crops at every CRF; returns the whole table as `qualities`.
 
-    Of each step: `distance` of the fused picture (machine, plus weighted L1), `share` of semantic in video bits with
-    tables fitted to these very latents, and `cost` = distance + slope * ln(1 + share): a BD-rate in miniature.
+    Of each step: `distance` of the fused picture (machine, plus weighted L1), `share` of semantic in video bits when a
+    latent stands for HOLD frames, with tables fitted to these very latents, and `cost` = distance + slope *
+    ln(1 + share): a BD-rate in miniature.
     `None` stands for no latent at all, so what the latent itself gains is told apart from plain enhancement.
     """
     batches = [sampler.sample(batch, crf) for crf in sampler.crfs]
@@ -70,8 +74,8 @@ def _row(
     for batch in batches:
         fused, latents = _fuse(model, batch, step)
         distances.append(_distance(machine, fused, batch, sample_weight))
-        gops += [latents[:, index] for index in range(latents.shape[1])]
-        video_bits += [float(bpp) * fused[0, 0].numel() * 16 * latents.shape[0] for bpp in batch.video_bpp]
+        gops += list(latents[:, None])
+        video_bits += [float(bpp) * fused[0, 0].numel() * 16 * HOLD for bpp in batch.video_bpp]
     shares = np.zeros(len(gops))
     if step is not None:
         tables = LatentTables.fit(gops)
@@ -85,22 +89,21 @@ def _row(
 
 
 def _fuse(model: AnySmc, batch: Batch, step: float | None) -> tuple[Tensor, NDArray[np.int16]]:
-    """The last fused frame of each sequence, and the integers of all frames [T, B, C, h, w]."""
+    """The last fused frame of each sequence, and the integers [B, C, h, w] of its first, which stand for all of it."""
     count, length, rows, columns = batch.original.shape[:4]
     states = model.states(count, rows, columns)
-    latents = []
-    fused = torch.zeros(0)
+    integers = fused = torch.zeros(0)
     for index in range(length):
         original, lossy = pictures(batch.original[:, index]), pictures(batch.lossy[:, index])
         with autocast():
             semantic, seen, states["sem"], states["lossy"] = model.mine_both(
                 original, lossy, states["sem"], states["lossy"]
             )
-            integers = (model.sem_enc(semantic - seen).float() / (step or 1.0)).round() * (step is not None)
+            if index == 0:
+                integers = (model.sem_enc(semantic - seen).float() / (step or 1.0)).round() * (step is not None)
             restored = model.sem_dec(integers * (step or 1.0))
             fused, states["fuse"] = model.fuse(lossy, seen, restored, states["fuse"])
-        latents.append(integers.clamp(-32768, 32767).cpu().numpy().astype(np.int16))
-    return fused.float().clamp(0, 1), np.stack(latents)
+    return fused.float().clamp(0, 1), integers.clamp(-32768, 32767).cpu().numpy().astype(np.int16)
 
 
 def _distance(machine: MachineDistance, picture: Tensor, batch: Batch, sample_weight: float) -> float:

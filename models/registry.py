@@ -23,6 +23,7 @@ from scene_edge.models import keepsake
 from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
+from scene_edge.models.operating_point import HOLD
 from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
@@ -36,9 +37,6 @@ LITERT_SIZES = ((96, 160), (136, 240))
 
 GIVEN = ("sem_net.trunk.", "sem_net.join.", "sem_net.pyramid.", "sem_net.mix.", "verdicts.")
 """Weights of SMC for cameras that every run takes from the teacher's file: no bundle keeps them."""
-
-HOLD = 4
-"""Frames for which a latent of SMC stands."""
 
 
 @dataclass

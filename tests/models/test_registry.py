@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from scene_edge.models.data import GOP  # noqa: E402
-from scene_edge.models.registry import HOLD, _fit_tables, _gops  # noqa: E402
+from scene_edge.models.operating_point import HOLD  # noqa: E402
+from scene_edge.models.registry import _fit_tables, _gops  # noqa: E402
 
 
 def test_tables_are_fitted_to_the_frames_that_have_latents_of_their_own(tmp_path: Path) -> None:
