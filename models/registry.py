@@ -124,12 +124,15 @@ def _arrays(**inputs: torch.Tensor) -> Sample:
 
 
 @torch.no_grad()
-def smc_export(run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 40) -> BundleExport:
+def smc_export(
+    run: Path, data: Path, cache: Path, *, name: str = "smc-s", sequences: int = 40, keep: bool = True
+) -> BundleExport:
     """SMC's two graphs, with calibration on real states and latents, and integer tables for each quality.
 
     As on a camera, the encoder sees every HOLD-th frame and its memory is of those; the decoder's calibration takes
     these frames as well. The qualities are the record's `quality_steps`. Tables are fitted to the latents of all
-    sequences; the decoder is calibrated with one quality after the other.
+    sequences; the decoder is calibrated with one quality after the other. With `keep` the bundle holds the learnt
+    weights as well, for a later run to start from.
     """
     model = build_smc(name)
     record = load_average(run, model)
@@ -188,7 +191,9 @@ def smc_export(run: Path, data: Path, cache: Path, *, name: str = "smc-s", seque
     }
     given = GIVEN if isinstance(model, Smc) else ()
     learnt = {key: value for key, value in model.state_dict().items() if not key.startswith(given)}
-    extra = {"tables.safetensors": save(tensors_of(tables)), keepsake.FILE: keepsake.to_bytes(learnt), **card_of(run)}
+    extra = {"tables.safetensors": save(tensors_of(tables)), **card_of(run)}
+    if keep:
+        extra[keepsake.FILE] = keepsake.to_bytes(learnt)
     return BundleExport(name, "smc", graphs, parameters, record, extra)
 
 
@@ -260,7 +265,7 @@ def _weights(model: nn.Module) -> bytes:
 
 EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {
     "smc-s": smc_export,
-    "smc-m": partial(smc_export, name="smc-m"),
+    "smc-m": partial(smc_export, name="smc-m", keep=False),  # it starts from smc-s, and all bundles must stay small
     "smc-paper": partial(smc_export, name="smc-paper", sequences=8),  # its states are 30 MB a frame
     "scene-s": scene_export,
 }
