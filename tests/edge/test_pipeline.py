@@ -31,7 +31,7 @@ from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.sources import SourceInfo, TestSource
-from scene_edge.edge.spool import MemorySpool
+from scene_edge.edge.spool import Limits, MemorySpool
 from scene_edge.edge.transport import MemoryTransport, Message
 from tests.edge.conftest import Configure
 
@@ -69,7 +69,7 @@ class Rig:
         self.info = self.source.open()
         self.networks = networks if networks is not None else open_networks(config, 96, 64, strict=True)
         self.ledger = Ledger()
-        self.spool = MemorySpool(round(config.spool.max_mb * 1e6))
+        self.spool = MemorySpool(Limits(round(config.spool.max_mb * 1e6)))
         self.degraded: list[str] = []
         self.encoder = encoder or LibavEncoder("libx264", encoder_settings(config, 96, 64, 30))
         self.pipeline = Pipeline(
@@ -356,7 +356,7 @@ def test_a_full_spool_makes_a_patient_source_wait_for_the_server(plain: Configur
         wait_until(lambda: rig.spool.next_after(0) is not None)
         record = rig.spool.next_after(0)
         assert record is not None
-        (freed,) = rig.spool.acknowledge(record.last_seq)
+        (freed,) = rig.spool.acknowledge(0, record.last_seq)
         rig.ledger.commit(freed.frames, [])
         committed += [unit.frame_seq for unit in VideoMessage.from_bytes(freed.payload).units]
         assert rig.ledger.snapshot().balanced
@@ -371,7 +371,7 @@ def test_a_picture_larger_than_the_spool_passes_when_it_is_empty(plain: Configur
     rig.pipeline.start()
     for seq in range(2):
         wait_until(lambda: rig.spool.counts().records > 0)
-        rig.ledger.commit(len(rig.spool.acknowledge(seq)), [])
+        rig.ledger.commit(len(rig.spool.acknowledge(0, seq)), [])
     assert rig.pipeline.join(30)
     assert rig.ledger.snapshot().committed == 2
 
