@@ -34,10 +34,10 @@ QUARANTINE_BYTES = 4_000_000
 _LEAVES = ("video", "semantic")
 _HEAD = struct.Struct("<QIIqBHI")
 _CRC = struct.Struct("<I")
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS heads (row INTEGER PRIMARY KEY, head BLOB NOT NULL, quarantined INTEGER NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS payloads (row INTEGER PRIMARY KEY, payload BLOB NOT NULL, crc INTEGER NOT NULL)",
-)
+_SCHEMA = [
+    "CREATE TABLE heads (row INTEGER PRIMARY KEY, head BLOB NOT NULL, quarantined INTEGER NOT NULL)",
+    "CREATE TABLE payloads (row INTEGER PRIMARY KEY, payload BLOB NOT NULL, crc INTEGER NOT NULL)",
+]
 _PAYLOAD = "SELECT head, payload, crc FROM heads JOIN payloads USING (row) WHERE row = ?"
 
 
@@ -107,9 +107,13 @@ class SpoolFile:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            connection.execute(_PAYLOAD, (0,)).fetchall()
+            if not (found := _schema_of(connection)):
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                connection.execute("COMMIT")
+            elif found != _SCHEMA:
+                raise DamagedFileError("cannot open the spool", got="the database of something else")
 
     def heads(self) -> list[tuple[int, Head | None]]:
         """Row and head of every record that is not in quarantine, in order; None for a damaged head."""
@@ -199,16 +203,16 @@ class SpoolFile:
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            # What SQLite says of a table that is not ours.
-            kind = DamagedFileError if "no such" in str(error) or "has no column" in str(error) else StoreError
-            raise kind(f"cannot {what} the spool", got=str(error)) from error
-        except sqlite3.ProgrammingError as error:
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
             raise StoreError(f"cannot {what} the spool", got=str(error)) from error
         except sqlite3.DatabaseError as error:
             raise DamagedFileError(f"cannot {what} the spool", got=str(error)) from error
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"cannot {what} the spool", got=str(error)) from error
+
+
+def _schema_of(connection: sqlite3.Connection) -> list[str]:
+    return [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master ORDER BY name")]
 
 
 def _delete(connection: sqlite3.Connection, rows: Iterable[int]) -> None:

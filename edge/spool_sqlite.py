@@ -228,6 +228,9 @@ class SqliteSpool:
         except StoreError as error:
             self._fail(error)
             return False
+        except Exception as error:  # whatever it is, video goes on from memory, and it is said
+            self._fail(StoreError("the spool's writer failed", got=repr(error)))
+            return False
         self._succeed()
         return True
 
@@ -293,7 +296,7 @@ class SqliteSpool:
         entry = self._index.find(record_id)
         if entry is not None:
             # An array is a third of a tuple of integers, and after an hour without a network there are many.
-            entry.record = replace(entry.record, payload=b"", taken_ns=array("q", entry.record.taken_ns))
+            entry.record = replace(entry.record, payload=b"", taken_ns=array("q", tuple(entry.record.taken_ns)))
             entry.row = row.row
         elif not row.quarantined:
             self._bad_rows.add(row.row)
@@ -303,13 +306,13 @@ class SqliteSpool:
         saved = self._salvage()
         aside = self._file.move_aside()
         with self.changed:
-            stored_ns = self._clock.now_ns() + self._clock.utc_offset_ns()
+            utc_offset_ns = self._clock.utc_offset_ns()
             lost: list[int] = []
             for entry in [entry for entry in self._index.entries() if entry.row]:
                 number = entry.record.record_id
                 if number in saved:
                     entry.record, entry.row = replace(entry.record, payload=saved[number]), 0
-                    self._unsaved[number] = _Unsaved(entry.record, stored_ns)
+                    self._unsaved[number] = _Unsaved(entry.record, entry.since_ns + utc_offset_ns)
                     self._unsaved_bytes += entry.record.size
                 else:
                     lost.append(number)
@@ -344,7 +347,9 @@ class SqliteSpool:
         with self.changed:
             self._failure = reason
             self.changed.notify_all()
-        if before not in (None, reason):
+        if before == reason:
+            return
+        if before is not None:
             self._notices.recover(before)
         self._notices.degrade(reason)
 
