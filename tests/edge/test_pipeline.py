@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -526,6 +527,28 @@ def test_a_camera_without_its_bundles_runs_on_and_says_so(configure: Configure) 
     birth = json.loads(server.said("birth")[-1])
     assert birth["semantics"] is False
     assert len(birth["degraded"]) == 2
+
+
+def test_a_camera_with_a_file_leaves_nothing_in_it(plain: Configure, tmp_path: Path) -> None:
+    server = Server()
+    report = run_camera(plain(f"spool.path={tmp_path}"), frames=40, transport=server.transport)
+    assert (report.ledger.committed, report.degraded) == (40, ())
+    assert (tmp_path / "camera-1.sqlite").exists()
+    again = run_camera(plain(f"spool.path={tmp_path}"), frames=5, transport=Server().transport)
+    assert again.ledger.backfill.recovered == 0
+    ledger = json.loads(server.said("ledger")[-1])
+    assert ledger["backfill"] == {"recovered": 0, "committed": 0, "waiting": 0, "dropped": {}}
+    assert ledger["backfill_records"] == 0
+
+
+def test_a_camera_whose_disk_fails_goes_on_and_says_so(plain: Configure, tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file where a folder should be")
+    server = Server()
+    report = run_camera(plain(f"spool.path={tmp_path / 'full'}"), frames=40, transport=server.transport)
+    assert (report.ledger.committed, report.ledger.dropped) == (40, {})
+    (reason,) = report.degraded
+    assert reason.startswith("spool in memory alone: ")
+    assert server.said("status")[0].startswith(b"degraded:spool in memory alone: ")
 
 
 def test_frames_that_nobody_acknowledges_are_an_error(plain: Configure) -> None:
