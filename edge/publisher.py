@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from scene_edge.codec.errors import TransportError
-from scene_edge.codec.identity import session_hex
+from scene_edge.codec.identity import SessionId
 from scene_edge.codec.topics import Topics
 from scene_edge.edge.backoff import Backoff
 from scene_edge.edge.clock import Clock
@@ -27,6 +28,7 @@ from scene_edge.edge.wire import publish_overhead
 REPORT_PERIOD_S = 1.0
 GOODBYE_S = 2.0
 MAX_ACK_BYTES = 512
+SESSION = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +233,9 @@ class Publisher:
         if not isinstance(ack, dict):
             self.bad_acks += 1
             return None
-        session = next((known for known in self._spool.sessions if session_hex(known) == ack.get("session")), None)
+        session = _session(ack.get("session"))
         seq, epoch = _whole(ack.get("seq")), _whole(ack.get("epoch", 0))
-        if session is None or seq is None or epoch is None or epoch < self._epoch:
+        if session not in self._spool.sessions or seq is None or epoch is None or epoch < self._epoch:
             self.bad_acks += 1
             return None
         self._epoch = epoch
@@ -246,6 +248,11 @@ class Publisher:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _session(name: object) -> SessionId:
+    """-1, which no session has, for anything but 16 hexadecimal digits."""
+    return int(name, 16) if isinstance(name, str) and SESSION.fullmatch(name) else -1
 
 
 def _whole(value: object) -> int | None:

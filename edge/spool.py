@@ -346,6 +346,7 @@ class MemorySpool:
     def _expire(self) -> None:
         for entry in self._index.take_older_than(oldest_ns(self.clock, self.limits)):
             self.notices.given_up(entry.record, "too_old")
+            self.changed.notify_all()
 
 
 def stamp(records: Sequence[Record], session: int) -> list[Record]:

@@ -29,7 +29,7 @@ from scene_edge.codec.errors import StoreError
 from scene_edge.edge.backoff import Backoff
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.spool import Entry, Index, Lane, Limits, Notices, Record, SpoolCounts, fits, oldest_ns, stamp
-from scene_edge.edge.spool_file import DamagedFileError, Row, SpoolFile
+from scene_edge.edge.spool_file import DamagedFileError, Head, Row, SpoolFile
 
 COMMIT_RECORDS = 10
 COMMIT_S = 0.2
@@ -159,6 +159,7 @@ class SqliteSpool:
         for entry in self._index.take_older_than(oldest_ns(self._clock, self._limits)):
             self._forget(entry)
             self._notices.given_up(entry.record, "too_old")
+            self.changed.notify_all()
 
     def _forget(self, entry: Entry) -> None:
         """It has left the index: neither memory nor file need keep it."""
@@ -242,30 +243,31 @@ class SqliteSpool:
     def _load(self) -> None:
         """Take over what earlier sessions left."""
         heads, last_row = self._file.heads(), self._file.last_row()
-        damaged = frames = 0
+        bad = {row for row, head in heads if head is None}
+        good = iter([(row, head) for row, head in heads if head is not None])
+        while some := list(islice(good, MAX_ROWS_A_COMMIT)):
+            with self.changed:  # for moments only: video may be running already
+                if frames := sum(self._take_over(row, head) for row, head in some):
+                    self._notices.recovered(frames)
         with self.changed:
-            now_ns = self._clock.now_ns()
-            utc_ns = now_ns + self._clock.utc_offset_ns()
-            for row, head in heads:
-                if head is None:
-                    damaged += 1
-                    self._done_rows.add(row)
-                    continue
-                age_ns = max(0, utc_ns - head.stored_ns) if head.stored_ns >= CLOCK_WAS_SET_NS else 0
-                # Another boot's clock read these frames: that says nothing about latency, only how many there are.
-                record = replace(head.record, taken_ns=bytes(head.record.frames))
-                self._index.add(record, now_ns - age_ns, row)
-                frames += record.frames
-            self._next_row, self._loaded = last_row + 1, True
-            for entry in [entry for session in self.sessions for entry in self._index.take_orphans(session)]:
-                self._done_rows.add(entry.row)
+            orphans = [entry.row for session in self.sessions for entry in self._index.take_orphans(session)]
+            self._done_rows |= bad.union(orphans)
             if self._done_rows:
                 self._work_waits()
+            self._next_row, self._loaded = last_row + 1, True
             self.changed.notify_all()
-        if frames:
-            self._notices.recovered(frames)
-        if damaged:
-            self._notices.degrade(f"spool damaged: {damaged} records of an earlier session are lost")
+        if bad:
+            self._notices.degrade(f"spool damaged: {len(bad)} records of an earlier session are lost")
+
+    def _take_over(self, row: int, head: Head) -> int:
+        """A record of the file into the index; how many frames it has."""
+        now_ns = self._clock.now_ns()
+        utc_ns = now_ns + self._clock.utc_offset_ns()
+        age_ns = max(0, utc_ns - head.stored_ns) if head.stored_ns >= CLOCK_WAS_SET_NS else 0
+        # Another boot's clock read these frames: that says nothing about latency, only how many there are.
+        record = replace(head.record, taken_ns=bytes(head.record.frames))
+        self._index.add(record, now_ns - age_ns, row)
+        return record.frames
 
     def _save(self) -> None:
         with self.changed:
@@ -286,6 +288,7 @@ class SqliteSpool:
                 self._note_saved(record_id, row)
             if self._unsaved or self._done_rows or self._bad_rows:
                 self._work_waits()
+            self.changed.notify_all()  # memory has room again
 
     def _note_saved(self, record_id: int, row: Row) -> None:
         item = self._unsaved.pop(record_id, None)
