@@ -181,7 +181,10 @@ class SqliteSpool:
             self.changed.notify_all()
 
     def _note_failed_read(self, record_id: int, error: StoreError) -> None:
-        """The writer opens the file anew; a record that fails again and again behind that is lost."""
+        """The writer opens the file anew; a record that fails again and again behind that is lost. While the file does
+        not open at all that says nothing of a record."""
+        if self._failure is not None:
+            return
         self._fail(error)
         number, times = self._failed_reads
         times = times + 1 if number == record_id else 1

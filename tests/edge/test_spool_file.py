@@ -331,6 +331,22 @@ def test_a_record_that_cannot_be_read_is_tried_again_and_then_given_up(
     assert bench.heard.given_up == [(1, "damaged")]
 
 
+def test_a_disk_that_is_gone_costs_no_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(bench, 3)
+    connect, plan = sqlite3.connect, Plan(10**6, FAULTS["EIO"])
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: Failing(connect(*args, **more), plan))
+    spool = bench.open()
+    plan.left = 0
+    first = walk(spool, Lane.BACKFILL)[0]
+    for _ in range(5 * spool_sqlite.MAX_FAILED_READS):
+        assert spool.payload(first.record_id) is None
+    assert len(walk(spool, Lane.BACKFILL)) == 3
+    plan.mended = True
+    wait_until(lambda: bench.heard.over == bench.heard.degraded != [])
+    assert spool.payload(first.record_id) == record(0, size=900).payload
+    assert bench.heard.given_up == []
+
+
 def test_two_cameras_do_not_share_a_file(bench: Bench) -> None:
     first = bench.open(OLD)
     assert first.put([record(0)])
