@@ -23,7 +23,8 @@ from scene_edge.edge.networks import Networks, open_networks
 from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.publisher import Publisher, Voice
 from scene_edge.edge.sources import Source, SourceInfo, open_source
-from scene_edge.edge.spool import MemorySpool
+from scene_edge.edge.spool import Lane, Limits, MemorySpool, Notices, Record, Spool, SpoolCounts
+from scene_edge.edge.spool_sqlite import SqliteSpool
 from scene_edge.edge.transport import PahoTransport, Transport
 from scene_edge.edge.watchdog import Watchdog, notify_systemd
 
@@ -64,11 +65,11 @@ class Camera:
         self._frames = frames
         self._clock = clock or SystemClock()
         self._transport = transport or PahoTransport(config.mqtt, config.camera)
-        self._spool = MemorySpool(round(config.spool.max_mb * 1e6))
         self._log = logger(camera=config.camera)
         self._stop = threading.Event()
         self._degraded: dict[str, None] = {}
         self._degraded_lock = threading.Lock()
+        self._spool: Spool | None = None
         self._source: Source | None = None
         self._info: SourceInfo | None = None
         self._encoder: VideoEncoder | None = None
@@ -79,6 +80,7 @@ class Camera:
     def open(self) -> None:
         """Open source, encoder, networks. Raises SourceError or EncoderError; missing networks only degrade."""
         config = self.config
+        self._spool = spool = self._open_spool()
         self._source = open_source(config.source, max_width=config.video.width, clock=self._clock)
         self._info = info = self._source.open()
         for note in info.notes:
@@ -95,7 +97,7 @@ class Camera:
             info,
             self._encoder,
             self._networks,
-            self._spool,
+            spool,
             self.ledger,
             session_id=self.session_id,
             utc_quality=UTC_LOCKED if clock_is_synchronised() else UTC_FREE_RUNNING,
@@ -105,11 +107,10 @@ class Camera:
         )
         self._publisher = Publisher(
             self._transport,
-            self._spool,
+            spool,
             self.ledger,
             config.mqtt,
             camera=config.camera,
-            session_id=self.session_id,
             voice=Voice(self.status, self.birth, self.ledger_json),
             clock=self._clock,
             log=self._log.info,
@@ -154,6 +155,8 @@ class Camera:
         if self._encoder is not None:
             self._encoder.close()
         self._networks.close()
+        if self._spool is not None:
+            self._spool.close()
 
     def degrade(self, reason: str) -> None:
         """Announce that something runs in a lesser way than configured: log, status, birth."""
@@ -207,12 +210,14 @@ class Camera:
         """The books of this second, as JSON."""
         pipeline, publisher, _ = self._opened()
         snapshot = self.ledger.snapshot()
+        spooled = self._spool.counts() if self._spool else SpoolCounts(0, 0, 0)
         faults = dict(self._source.faults) if self._source else {}
         return _json(
             {
                 "session": session_hex(self.session_id),
                 **asdict(snapshot),
-                "spool_bytes": self._spool.counts().bytes,
+                "spool_bytes": spooled.bytes,
+                "backfill_records": spooled.backfill_records,
                 "faults": faults,
                 "connections": publisher.connections,
                 "resent": publisher.resent,
@@ -245,6 +250,23 @@ class Camera:
             if pipeline.encoded > encoded_before and sent > sent_before:
                 notify_systemd("WATCHDOG=1")
             encoded_before, sent_before = pipeline.encoded, sent
+
+    def _open_spool(self) -> Spool:
+        settings = self.config.spool
+        limits = Limits(round(settings.max_mb * 1e6), round(settings.memory_mb * 1e6), settings.max_age_h * 3600)
+        notices = Notices(self._given_up, self.ledger.recover, self.degrade, self.recover)
+        if settings.path is None:
+            return MemorySpool(limits, self.session_id, self._clock, notices)
+        file = settings.path / f"{self.config.camera}.sqlite"
+        return SqliteSpool(file, limits, session=self.session_id, clock=self._clock, notices=notices)
+
+    def _given_up(self, record: Record, reason: str) -> None:
+        if not record.frames:
+            return  # semantics, or a fragment: its frames are counted with the last one
+        if record.lane is Lane.LIVE:
+            self.ledger.drop(reason, record.frames, spooled=True)
+        else:
+            self.ledger.drop_backfill(reason, record.frames)
 
     def _opened(self) -> tuple[Pipeline, Publisher, SourceInfo]:
         if self._pipeline is None or self._publisher is None or self._info is None:

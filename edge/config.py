@@ -125,6 +125,13 @@ class MqttConfig(Section):
         "0: every picture alone, at once. Sources that can wait send up to a whole GOP in one, unless this is 0.",
     )
     window: int = Field(64, ge=1, le=1024, description="Messages under way to the broker at a time.")
+    max_message_bytes: int = Field(
+        131_072,
+        ge=1024,
+        le=131_072,
+        description="The largest payload that the broker takes (mosquitto: max_packet_size, less 100). Video is split "
+        "to fit; what does not fit all the same goes into quarantine.",
+    )
     resend_after_s: float = Field(15.0, gt=0, le=3600, description="Send again what the server left unacknowledged.")
     drain_s: float = Field(
         20.0, ge=0, le=3600, description="At the end, give up once the server has been silent for so long."
@@ -154,7 +161,25 @@ class QueueConfig(Section):
 class SpoolConfig(Section):
     """What waits on the camera until the server has committed it."""
 
-    max_mb: float = Field(64.0, gt=0, le=65_536, description="Records held in memory, in 10^6 bytes.")
+    path: Path | None = Field(
+        None, description="Folder of the file that outlives the process, CAMERA.sqlite; null: in memory alone."
+    )
+    max_mb: float = Field(
+        64.0,
+        gt=0,
+        le=1_000_000,
+        description="Payloads at most, in 10^6 bytes; a file takes up to a fifth more. When it is full, a live camera "
+        "drops what is new, by whole GOPs (spool_full), and a source that can wait waits; what is there is kept.",
+    )
+    memory_mb: float = Field(
+        64.0,
+        gt=0,
+        le=65_536,
+        description="With a path: how much of it may be in memory while the file cannot be written.",
+    )
+    max_age_h: float = Field(
+        24.0, gt=0, le=8760, description="What has waited for longer is dropped, oldest first (too_old)."
+    )
 
 
 class WatchdogConfig(Section):

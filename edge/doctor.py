@@ -53,6 +53,7 @@ def examine(config: CameraConfig) -> Iterator[Finding]:
         _throttling,
         _clock,
         _disk,
+        _spool,
         _encoders,
         _engines,
         _bundles,
@@ -147,6 +148,23 @@ def _disk(_config: CameraConfig) -> Iterator[Finding]:
         yield Finding("DISK", "ok", f"{free_mb} MB of disk are free.")
     else:
         yield Finding("DISK", "warn", f"Only {free_mb} MB of disk are free.", "df -h")
+
+
+def _spool(config: CameraConfig) -> Iterator[Finding]:
+    folder = config.spool.path
+    if folder is None:
+        yield Finding("SPOOL", "ok", "Records wait in memory and are lost with the process; spool.path keeps them.")
+        return
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free_mb = shutil.disk_usage(place).free // 1_000_000
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        sentence = f"{place} cannot be written, so records will wait in memory."
+        yield Finding("SPOOL", "warn", sentence, f'sudo install -d -o "$USER" {folder}')
+    elif free_mb < config.spool.max_mb:
+        sentence = f"spool.max_mb is {config.spool.max_mb:g}, and {free_mb} MB are free in {place}."
+        yield Finding("SPOOL", "warn", sentence, f"df -h {place}")
+    else:
+        yield Finding("SPOOL", "ok", f"Records outlive the process in {folder}.")
 
 
 def _encoders(config: CameraConfig) -> Iterator[Finding]:

@@ -12,10 +12,27 @@ _STREAMS = ("video", "semantic", "sei", "overhead")
 
 
 @dataclass(frozen=True, slots=True)
+class Backfill:
+    """Frames of earlier sessions: found in the spool, acknowledged since then, still there, given up by reason."""
+
+    recovered: int = 0
+    committed: int = 0
+    waiting: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        return self.recovered == self.committed + self.waiting + sum(self.dropped.values())
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerSnapshot:
     """Frames, at one instant. `spooled` waits on the camera: `in_pipeline` of it is not encoded yet, the rest is sent
     or about to be and not acknowledged by the server. `dropped` is by reason. Semantics are counted apart: a frame
-    without them is still delivered."""
+    without them is still delivered.
+
+    `backfill` has an equation of its own, for frames that earlier sessions left in the spool, which this session has
+    not captured: recovered = committed + waiting + dropped."""
 
     captured: int
     committed: int
@@ -27,10 +44,11 @@ class LedgerSnapshot:
     bytes: dict[str, int]
     kbps: dict[str, float]
     latency_ms: dict[str, float] = field(default_factory=dict)
+    backfill: Backfill = field(default_factory=Backfill)
 
     @property
     def balanced(self) -> bool:
-        return self.captured == self.committed + self.spooled + sum(self.dropped.values())
+        return self.captured == self.committed + self.spooled + sum(self.dropped.values()) and self.backfill.balanced
 
 
 class Ledger:
@@ -40,6 +58,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._captured = self._committed = self._in_pipeline = self._in_spool = self._semantics_coded = 0
         self._dropped: Counter[str] = Counter()
+        self._recovered = self._backfilled = self._waiting = 0
+        self._backfill_dropped: Counter[str] = Counter()
         self._semantics_lost: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter(dict.fromkeys(_STREAMS, 0))
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -80,6 +100,24 @@ class Ledger:
                 self._in_pipeline -= frames
             self._dropped[reason] += frames
 
+    def recover(self, frames: int) -> None:
+        """Frames of earlier sessions were found in the spool."""
+        with self._lock:
+            self._recovered += frames
+            self._waiting += frames
+
+    def commit_backfill(self, frames: int) -> None:
+        """The server acknowledged frames of an earlier session."""
+        with self._lock:
+            self._waiting -= frames
+            self._backfilled += frames
+
+    def drop_backfill(self, reason: str, frames: int) -> None:
+        """Frames of an earlier session are given up."""
+        with self._lock:
+            self._waiting -= frames
+            self._backfill_dropped[reason] += frames
+
     def code_semantics(self, frames: int) -> None:
         with self._lock:
             self._semantics_coded += frames
@@ -118,6 +156,7 @@ class Ledger:
                 bytes={**counts, "total": sum(counts.values())},
                 kbps=self._kbps(),
                 latency_ms=percentiles(list(self._latencies_ms)),
+                backfill=Backfill(self._recovered, self._backfilled, self._waiting, dict(self._backfill_dropped)),
             )
 
     def _kbps(self) -> dict[str, float]:

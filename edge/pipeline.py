@@ -38,6 +38,9 @@ from scene_edge.edge.riders import MAX_BODY_BYTES, Riders
 from scene_edge.edge.sources import Source, SourceInfo
 from scene_edge.edge.spool import Record, Spool
 
+MAX_VIDEO_BYTES = 120_000
+"""A longer message goes in fragments."""
+
 Degrade = Callable[[str], None]
 
 
@@ -347,6 +350,7 @@ class Pipeline:
                 width=size[0],
                 height=size[1],
                 riders=riders,
+                max_bytes=min(MAX_VIDEO_BYTES, self._config.mqtt.max_message_bytes),
             )
             payloads = [message.to_bytes() for message in messages]
         except BaseException:
@@ -355,8 +359,9 @@ class Pipeline:
         # A packet may reach further than the pictures that it rides with: until all of them are safe it is kept.
         last_seq = max([items[-1].unit.frame_seq, *(packet.last_seq for packet in packets)])
         taken_ns = tuple(item.taken_ns for item in items)
-        records = [Record("video", payload, last_seq) for payload in payloads[:-1]]
-        records.append(Record("video", payloads[-1], last_seq, taken_ns))
+        last_frame = items[-1].unit.frame_seq
+        records = [Record("video", payload, last_seq, (), last_frame) for payload in payloads[:-1]]
+        records.append(Record("video", payloads[-1], last_seq, taken_ns, last_frame))
         self._ledger.spool(len(items))
         if not self._put(records):
             self._ledger.unspool(len(items))

@@ -1,27 +1,34 @@
-"""Sends what is in the spool, in order, and frees it when the server says so; comes back by itself after a loss."""
+"""Sends what is in the spool, lane by lane, and frees it when the server says so; comes back by itself after a loss.
+
+Which record is next is `lanes.Dispatcher`'s to say; here are the connection, the acknowledgements, and the camera's
+voice.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from scene_edge.codec.errors import TransportError
-from scene_edge.codec.identity import SessionId, session_hex
+from scene_edge.codec.identity import SessionId
 from scene_edge.codec.topics import Topics
 from scene_edge.edge.backoff import Backoff
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.config import MqttConfig, broker_address
+from scene_edge.edge.lanes import Dispatcher
 from scene_edge.edge.ledger import Ledger
-from scene_edge.edge.spool import Record, Spool
+from scene_edge.edge.spool import Lane, Record, Spool
 from scene_edge.edge.transport import Listener, Message, Transport
 from scene_edge.edge.wire import publish_overhead
 
 REPORT_PERIOD_S = 1.0
 GOODBYE_S = 2.0
 MAX_ACK_BYTES = 512
+SESSION = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,9 @@ class Voice:
 
 
 class Publisher:
-    """One thread. Records are sent once per connection, in order. After a reconnect, and when the server was silent for
-    `resend_after_s`, what it has not acknowledged is sent again. Duplicates are the server's to ignore.
+    """One thread. Records are sent once per connection, in the order of their lane. After a reconnect, and when the
+    server was silent for `resend_after_s`, what it has not acknowledged is sent again. Duplicates are the server's to
+    ignore.
     """
 
     def __init__(
@@ -46,7 +54,6 @@ class Publisher:
         config: MqttConfig,
         *,
         camera: str,
-        session_id: SessionId,
         voice: Voice,
         clock: Clock,
         generator: random.Random | None = None,
@@ -54,18 +61,14 @@ class Publisher:
     ) -> None:
         self._transport, self._spool, self._ledger, self._config = transport, spool, ledger, config
         self._topics = Topics(camera)
-        self._session = session_hex(session_id)
         self._voice, self._clock, self._log = voice, clock, log
         self._tls = broker_address(config.broker)[2]
         self._backoff = Backoff(config.backoff_base_ms / 1e3, config.backoff_cap_ms / 1e3, generator or random.Random())
         self._changed = spool.changed
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._dispatcher = Dispatcher(spool, transport.in_flight, config, clock)
         self._online = False
-        self._cursor = 0
-        self._last_sent_id = 0
-        self._progress_ns = 0
-        self._patience = 1.0
         self._epoch = 0
         self._announced: tuple[str, bytes] | None = None
         self.connections = 0
@@ -80,14 +83,19 @@ class Publisher:
         return self._online
 
     def drain(self, seconds: float) -> bool:
-        """Wait until the server has acknowledged everything; False once it has freed nothing for `seconds`."""
+        """Wait until the server has acknowledged everything of this session; False once it has freed nothing for
+        `seconds`. What earlier sessions left may take hours, and is safe."""
         with self._changed:
-            while left := self._spool.counts().records:
-                if self._changed.wait_for(lambda: self._spool.counts().records == 0, seconds):
+            while left := self._live_records():
+                if self._changed.wait_for(lambda: self._live_records() == 0, seconds):
                     return True
-                if self._spool.counts().records >= left:
+                if self._live_records() >= left:
                     return False
         return True
+
+    def _live_records(self) -> int:
+        counts = self._spool.counts()
+        return counts.records - counts.backfill_records
 
     def stop(self) -> None:
         """Say goodbye (status `stopped`) and end the thread. What is still in the spool stays there."""
@@ -111,6 +119,8 @@ class Publisher:
                     self._say_goodbye()
             except TransportError as error:
                 self._log("broker.lost", reason=str(error))
+            if not self._stopping.is_set() and (refused := self._dispatcher.lost()) is not None:
+                self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
             self._online = False
             self._transport.close()
 
@@ -124,9 +134,8 @@ class Publisher:
             self._online = False
             raise
         self.connections += 1
-        self._cursor = 0
+        self._dispatcher.rewind()
         self._announced = None
-        self._progress_ns = self._clock.now_ns()
         self._log("broker.connected", broker=self._config.broker)
 
     def _converse(self) -> None:
@@ -137,7 +146,8 @@ class Publisher:
                 self._announce()
                 self._send(self._topics.ledger, self._voice.ledger(), qos=0)
                 report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
-            self._rewind_if_silent(now_ns)
+            if self._dispatcher.rewind_if_silent(now_ns):
+                self._log("server.silent", records=self._spool.counts().records)
             if self._send_next():
                 continue
             with self._changed:
@@ -147,43 +157,35 @@ class Publisher:
     def _has_work(self) -> bool:
         if not self._online or self._stopping.is_set():
             return True
-        room = self._transport.in_flight() < self._config.window
-        return room and self._spool.next_after(self._cursor) is not None
+        return self._dispatcher.choose() is not None
 
     def _send_next(self) -> bool:
-        if self._transport.in_flight() >= self._config.window:
-            return False
-        record = self._spool.next_after(self._cursor)
+        """True if there may be more to send at once."""
+        record = self._dispatcher.choose()
         if record is None:
             return False
-        first = self._spool.next_after(0)
-        if first is not None and first.record_id == record.record_id:
-            # Nothing sent is waiting for an answer: the server's silence is counted from here.
-            self._progress_ns = self._clock.now_ns()
+        if record.size > self._config.max_message_bytes:
+            self._log("record.too_large", record_bytes=record.size, last_seq=record.last_seq)
+            self._spool.quarantine(record.record_id)
+            return True
+        payload = self._spool.payload(record.record_id)
+        if payload is None:
+            self._dispatcher.skip(record)
+            return True
         topic = self._topics.video if record.leaf == "video" else self._topics.semantic
-        self._transport.publish(Message(topic, record.payload, self._config.qos))
-        self._cursor = record.record_id
-        self._account(topic, record)
+        again = self._dispatcher.send(record)
+        self._transport.publish(Message(topic, payload, self._config.qos))
+        self._account(topic, record, again)
         return True
 
-    def _account(self, topic: str, record: Record) -> None:
-        """Streams' own bytes were counted when they were made; here comes what the line adds, all of it on a resend."""
-        overhead = publish_overhead(topic, len(record.payload), self._config.qos, tls=self._tls)
-        if record.record_id <= self._last_sent_id:
-            self.resent += 1
-            overhead += len(record.payload)
-        self._last_sent_id = max(self._last_sent_id, record.record_id)
+    def _account(self, topic: str, record: Record, again: bool) -> None:
+        """Streams' own bytes were counted when they were made; here comes what the line adds, all of it on a resend,
+        and of an earlier session, which made them."""
+        overhead = publish_overhead(topic, record.size, self._config.qos, tls=self._tls)
+        self.resent += again
+        if again or record.lane is Lane.BACKFILL:
+            overhead += record.size
         self._ledger.add_bytes(overhead=overhead)
-
-    def _rewind_if_silent(self, now_ns: int) -> None:
-        first = self._spool.next_after(0)
-        if first is None or first.record_id > self._cursor:
-            return
-        if now_ns - self._progress_ns > self._config.resend_after_s * self._patience * 1e9:
-            self._log("server.silent", records=self._spool.counts().records)
-            self._cursor = 0
-            self._progress_ns = now_ns
-            self._patience = min(self._patience * 2, 16.0)
 
     def _announce(self) -> None:
         """Status and birth are retained, so they are sent again only when they changed."""
@@ -207,18 +209,23 @@ class Publisher:
         if topic != self._topics.ack:
             return
         self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 1, tls=self._tls))
-        seq = self._acknowledged_seq(payload)
-        if seq is None:
+        acknowledged = self._acknowledged(payload)
+        if acknowledged is None:
             return
-        freed = self._spool.acknowledge(seq)
-        if freed:
-            now_ns = self._progress_ns = self._clock.now_ns()
-            self._patience = 1.0
-            latencies_ms = [(now_ns - taken_ns) / 1e6 for record in freed for taken_ns in record.taken_ns]
-            self._ledger.commit(len(latencies_ms), latencies_ms)
+        session, seq = acknowledged
+        freed = self._spool.acknowledge(session, seq)
+        if not freed:
+            return
+        self._dispatcher.progress(freed[0].lane)
+        if freed[0].lane is Lane.BACKFILL:
+            self._ledger.commit_backfill(sum(record.frames for record in freed))
+            return
+        now_ns = self._clock.now_ns()
+        latencies_ms = [(now_ns - taken_ns) / 1e6 for record in freed for taken_ns in record.taken_ns]
+        self._ledger.commit(len(latencies_ms), latencies_ms)
 
-    def _acknowledged_seq(self, payload: bytes) -> int | None:
-        """The number in an ack that is ours and not stale; anything else is counted and ignored."""
+    def _acknowledged(self, payload: bytes) -> tuple[int, int] | None:
+        """Session and number of an ack that is ours and not stale; anything else is counted and ignored."""
         try:
             ack = json.loads(payload) if len(payload) <= MAX_ACK_BYTES else None
         except (ValueError, RecursionError):
@@ -226,12 +233,13 @@ class Publisher:
         if not isinstance(ack, dict):
             self.bad_acks += 1
             return None
+        session = _session(ack.get("session"))
         seq, epoch = _whole(ack.get("seq")), _whole(ack.get("epoch", 0))
-        if ack.get("session") != self._session or seq is None or epoch is None or epoch < self._epoch:
+        if session not in self._spool.sessions or seq is None or epoch is None or epoch < self._epoch:
             self.bad_acks += 1
             return None
         self._epoch = epoch
-        return seq
+        return session, seq
 
     def _on_lost(self, _reason: str) -> None:
         self._online = False
@@ -240,6 +248,11 @@ class Publisher:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _session(name: object) -> SessionId:
+    """-1, which no session has, for anything but 16 hexadecimal digits."""
+    return int(name, 16) if isinstance(name, str) and SESSION.fullmatch(name) else -1
 
 
 def _whole(value: object) -> int | None:

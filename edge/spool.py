@@ -1,24 +1,59 @@
-"""What waits on the camera until the server has committed it. In memory; a durable one fits the same seam."""
+"""What waits on the camera until the server has committed it: the seam, the index behind it, and a spool in memory.
+
+The durable one is `spool_sqlite.SqliteSpool`. Records of the session that runs are the *live* lane; what an earlier
+session left behind is the *backfill* lane.
+
+When it is full: `put` refuses what is new, so a live camera drops the newest GOP (counted, `spool_full`) and a source
+that can wait waits. What is there is kept: it is whole from a keyframe on, it may be under way already, and giving up
+its head would cost pictures twice, those dropped and those of the GOP that their loss leaves without references.
+Nothing stays for ever all the same: what is older than the cap in age goes, oldest first (`too_old`), and makes room.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Protocol
+
+from scene_edge.edge.clock import Clock, SystemClock
+
+MAX_RECORDS = 250_000
+"""A spool with so many records is full: each takes about 0.5 kB of memory, wherever its payload is."""
+
+_FIRST_LIVE_ID = 1 << 40
+
+
+class Lane(Enum):
+    LIVE = "live"
+    BACKFILL = "backfill"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One MQTT payload. It is done with once the server has acknowledged frame `last_seq`. `taken_ns` has an entry for
-    each frame that the message completes: when it was read, for the latency."""
+    """One MQTT payload, done with once the server has acknowledged frame `last_seq` of its session.
+
+    `taken_ns` has an entry for each frame that the message completes: when it was read, for the latency. `last_frame`
+    is the last frame in the message itself, where `last_seq` reaches further because of semantics that ride in it; -1:
+    the same. `record_id`, `session` and `size` are the spool's to fill in; a payload that is in a file is left out:
+    ask for it with `Spool.payload`.
+    """
 
     leaf: str
     payload: bytes
     last_seq: int
-    taken_ns: tuple[int, ...] = ()
+    taken_ns: Sequence[int] = ()
+    last_frame: int = -1
     record_id: int = 0
+    session: int = 0
+    size: int = 0
+
+    @property
+    def lane(self) -> Lane:
+        return Lane.LIVE if self.record_id >= _FIRST_LIVE_ID else Lane.BACKFILL
 
     @property
     def frames(self) -> int:
@@ -28,87 +63,301 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class SpoolCounts:
+    """Of both lanes; `backfill_...` says how much of that earlier sessions left."""
+
     records: int
     bytes: int
     frames: int
+    backfill_records: int = 0
+    backfill_frames: int = 0
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What a spool says of its own accord. Called from any thread, some with the spool's lock held: they must return at
+    once and not call the spool.
+
+    `given_up`: a record is gone without an acknowledgement, and why. `recovered`: so many frames of earlier sessions
+    were found. `degrade` and `recover`: a reason begins, and is over.
+    """
+
+    given_up: Callable[[Record, str], None] = _ignore
+    recovered: Callable[[int], None] = _ignore
+    degrade: Callable[[str], None] = _ignore
+    recover: Callable[[str], None] = _ignore
 
 
 class Spool(Protocol):
-    """Records keep the order in which they were put. `changed` is notified on every put and every acknowledgement."""
+    """Records keep the order in which they were put, in each lane. `changed` is notified on every put and every
+    acknowledgement. `sessions` holds those of which there are, or were, records, with the one that runs."""
 
     changed: threading.Condition
+    sessions: set[int]
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
-        """All of them or none: False if they do not fit, or if the server has acknowledged their frames already.
+        """Take the records of one message for the session that runs, all of them or none: False if they do not fit, or
+        if the server has acknowledged their frames already.
 
         `must` puts them past the limit, for the few bytes that hold others back.
         """
         ...
 
-    def next_after(self, record_id: int) -> Record | None:
-        """The oldest record with a greater id; 0 begins at the front."""
+    def next_after(self, record_id: int, lane: Lane = Lane.LIVE) -> Record | None:
+        """The oldest record of a lane with a greater id; 0 begins at the front."""
         ...
 
-    def acknowledge(self, seq: int) -> list[Record]:
-        """Free every record whose `last_seq` is at most `seq`, and return them."""
+    def payload(self, record_id: int) -> bytes | None:
+        """What to send. None: it cannot be had at the moment, or it was damaged and is not in the spool any more."""
+        ...
+
+    def acknowledge(self, session: int, seq: int) -> list[Record]:
+        """Free every record of a session whose `last_seq` is at most `seq`, and return them."""
+        ...
+
+    def quarantine(self, record_id: int) -> None:
+        """Take a record out of its lane, with the fragments that belong to it: no broker will have it. Reported."""
         ...
 
     def counts(self) -> SpoolCounts: ...
 
+    def close(self) -> None:
+        """Keep what can be kept. Nothing may be put any more."""
+        ...
 
-class MemorySpool:
-    """Bounded by payload bytes. What is in it is lost with the process; the ledger counts it as spooled until then."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.changed = threading.Condition()
-        self._max_bytes = max_bytes
-        self._records: dict[int, Record] = {}
-        self._by_leaf: dict[str, deque[int]] = {}
-        self._last_id = 0
-        self._bytes = self._frames = 0
+@dataclass(slots=True)
+class Entry:
+    """A record in its place: when its age began, by the monotonic clock, and where it stands in a file (0: nowhere)."""
+
+    record: Record
+    since_ns: int
+    row: int = 0
+
+
+class Index:
+    """The books of a spool: order, lanes, what an acknowledgement frees, what is too old. Its owner holds the lock."""
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.sessions = {session}
+        self.bytes = 0
+        self._lanes: dict[Lane, dict[int, Entry]] = {Lane.BACKFILL: {}, Lane.LIVE: {}}
+        self._last = {Lane.BACKFILL: 0, Lane.LIVE: _FIRST_LIVE_ID - 1}
+        self._frames = {Lane.BACKFILL: 0, Lane.LIVE: 0}
+        self._by_leaf: dict[tuple[int, str], deque[int]] = {}
         self._acknowledged = self._highest = -1
+
+    def __len__(self) -> int:
+        return sum(len(entries) for entries in self._lanes.values())
+
+    def add(self, record: Record, since_ns: int, row: int = 0) -> Entry:
+        """At the end of the lane of its session."""
+        lane = self._lane_of_session(record.session)
+        number = self._last[lane] = self._last[lane] + 1
+        entry = Entry(replace(record, record_id=number), since_ns, row)
+        self._lanes[lane][number] = entry
+        self._by_leaf.setdefault((record.session, record.leaf), deque()).append(number)
+        self.sessions.add(record.session)
+        self.bytes += record.size
+        self._frames[lane] += record.frames
+        if lane is Lane.LIVE:
+            self._highest = max(self._highest, record.last_seq)
+        return entry
+
+    def find(self, record_id: int) -> Entry | None:
+        return self._lanes[_lane_of(record_id)].get(record_id)
+
+    def next_after(self, record_id: int, lane: Lane) -> Record | None:
+        entries = self._lanes[lane]
+        if not entries:
+            return None
+        for number in range(max(record_id + 1, next(iter(entries))), self._last[lane] + 1):
+            if number in entries:
+                return entries[number].record
+        return None
+
+    def is_done(self, record: Record) -> bool:
+        """Whether the server has acknowledged the frames of a record that is about to be put."""
+        return record.last_seq <= self._acknowledged
+
+    def acknowledge(self, session: int, seq: int) -> list[Entry]:
+        freed = []
+        # Within a leaf in order: a record that is not done with keeps those behind it. Across leaves there is none.
+        for key in [key for key in self._by_leaf if key[0] == session]:
+            numbers = self._by_leaf[key]
+            while numbers and self._at(numbers[0]).record.last_seq <= seq:
+                freed.append(self._take(numbers.popleft()))
+        if session == self.session:
+            # Never past what was put: a wrong number must not shut the door on frames to come.
+            self._acknowledged = max(self._acknowledged, min(seq, self._highest))
+        return freed + self.take_orphans(session, seq)
+
+    def take_orphans(self, session: int, seq: int = -1) -> list[Entry]:
+        """Remove what nothing can complete any more: of an earlier session, semantics without video, and the last
+        messages where their own frames are acknowledged but not those which their semantics would reach."""
+        if session == self.session:
+            return []
+        video = self._by_leaf.get((session, "video"))
+        if video:
+            last = self._at(video[-1]).record
+            if seq < (last.last_seq if last.last_frame < 0 else last.last_frame):
+                return []
+        return [
+            self._take(numbers.popleft())
+            for key, numbers in self._by_leaf.items()
+            if key[0] == session
+            for _ in range(len(numbers))
+        ]
+
+    def take_message(self, record_id: int) -> list[Entry]:
+        """Remove a record with the fragments that belong to it, and with what is of no use without them."""
+        gone = [self._remove(number) for number in self._message_of(record_id)]
+        return gone + (self.take_orphans(gone[0].record.session) if gone else [])
+
+    def _message_of(self, record_id: int) -> list[int]:
+        """The last of a video message's fragments has its frames, those before it have none."""
+        entry = self.find(record_id)
+        if entry is None:
+            return []
+        if entry.record.leaf != "video":
+            return [record_id]
+        first = last = record_id
+        while self._is_fragment(first - 1):
+            first -= 1
+        while self._is_fragment(last) and self.find(last + 1) is not None:
+            last += 1
+        return list(range(first, last + 1))
+
+    def _remove(self, record_id: int) -> Entry:
+        entry = self._take(record_id)
+        # Found at once where it counts: what is given up for its age is the oldest of its leaf.
+        self._by_leaf[entry.record.session, entry.record.leaf].remove(record_id)
+        return entry
+
+    def take_older_than(self, since_ns: int) -> list[Entry]:
+        """Remove the messages at the front whose age began before `since_ns`."""
+        gone = []
+        for entries in self._lanes.values():
+            while entries and (first := next(iter(entries.values()))).since_ns < since_ns:
+                gone += self.take_message(first.record.record_id)
+        return gone
+
+    def entries(self) -> Iterator[Entry]:
+        for entries in self._lanes.values():
+            yield from entries.values()
+
+    def counts(self) -> SpoolCounts:
+        backfill = self._lanes[Lane.BACKFILL]
+        return SpoolCounts(
+            len(self), self.bytes, sum(self._frames.values()), len(backfill), self._frames[Lane.BACKFILL]
+        )
+
+    def _lane_of_session(self, session: int) -> Lane:
+        return Lane.LIVE if session == self.session else Lane.BACKFILL
+
+    def _at(self, record_id: int) -> Entry:
+        return self._lanes[_lane_of(record_id)][record_id]
+
+    def _take(self, record_id: int) -> Entry:
+        lane = _lane_of(record_id)
+        entry = self._lanes[lane].pop(record_id)
+        self.bytes -= entry.record.size
+        self._frames[lane] -= entry.record.frames
+        return entry
+
+    def _is_fragment(self, record_id: int) -> bool:
+        """Whether it is a fragment other than its message's last."""
+        entry = self.find(record_id)
+        return entry is not None and entry.record.leaf == "video" and not entry.record.frames
+
+
+def _lane_of(record_id: int) -> Lane:
+    return Lane.LIVE if record_id >= _FIRST_LIVE_ID else Lane.BACKFILL
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps of a spool: payload bytes, those of them that may wait in memory for a file, and age."""
+
+    max_bytes: int
+    memory_bytes: int = 64_000_000
+    max_age_s: float = math.inf
+
+
+@dataclass
+class MemorySpool:
+    """Bounded by payload bytes and age. What is in it is lost with the process; the ledger counts it as spooled until
+    then. What is quarantined is not kept."""
+
+    limits: Limits
+    session: int = 0
+    clock: Clock = field(default_factory=SystemClock)
+    notices: Notices = field(default_factory=Notices)
+
+    def __post_init__(self) -> None:
+        self.changed = threading.Condition()
+        self._index = Index(self.session)
+        self.sessions = self._index.sessions
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
         with self.changed:
-            size = sum(len(record.payload) for record in records)
-            if not must and self._bytes + size > self._max_bytes:
+            self._expire()
+            stamped = stamp(records, self.session)
+            if not (must or fits(self._index, stamped, self.limits)) or any(map(self._index.is_done, stamped)):
                 return False
-            if any(record.last_seq <= self._acknowledged for record in records):
-                return False
-            for record in records:
-                self._last_id += 1
-                self._records[self._last_id] = replace(record, record_id=self._last_id)
-                self._by_leaf.setdefault(record.leaf, deque()).append(self._last_id)
-                self._frames += record.frames
-                self._highest = max(self._highest, record.last_seq)
-            self._bytes += size
+            for record in stamped:
+                self._index.add(record, self.clock.now_ns())
             self.changed.notify_all()
             return True
 
-    def next_after(self, record_id: int) -> Record | None:
+    def next_after(self, record_id: int, lane: Lane = Lane.LIVE) -> Record | None:
         with self.changed:
-            if not self._records:
-                return None
-            for number in range(max(record_id + 1, next(iter(self._records))), self._last_id + 1):
-                if number in self._records:
-                    return self._records[number]
-            return None
+            self._expire()
+            return self._index.next_after(record_id, lane)
 
-    def acknowledge(self, seq: int) -> list[Record]:
+    def payload(self, record_id: int) -> bytes | None:
         with self.changed:
-            freed = []
-            # Within a leaf in order: a record that is not done with keeps those behind it. Across leaves there is none.
-            for numbers in self._by_leaf.values():
-                while numbers and self._records[numbers[0]].last_seq <= seq:
-                    record = self._records.pop(numbers.popleft())
-                    freed.append(record)
-                    self._bytes -= len(record.payload)
-                    self._frames -= record.frames
-            # Never past what was put: a wrong number must not shut the door on frames to come.
-            self._acknowledged = max(self._acknowledged, min(seq, self._highest))
+            entry = self._index.find(record_id)
+            return None if entry is None else entry.record.payload
+
+    def acknowledge(self, session: int, seq: int) -> list[Record]:
+        with self.changed:
+            freed = [entry.record for entry in self._index.acknowledge(session, seq)]
             self.changed.notify_all()
             return freed
 
+    def quarantine(self, record_id: int) -> None:
+        with self.changed:
+            for entry in self._index.take_message(record_id):
+                self.notices.given_up(entry.record, "quarantined")
+            self.changed.notify_all()
+
     def counts(self) -> SpoolCounts:
         with self.changed:
-            return SpoolCounts(len(self._records), self._bytes, self._frames)
+            return self._index.counts()
+
+    def close(self) -> None:
+        pass
+
+    def _expire(self) -> None:
+        for entry in self._index.take_older_than(oldest_ns(self.clock, self.limits)):
+            self.notices.given_up(entry.record, "too_old")
+            self.changed.notify_all()
+
+
+def stamp(records: Sequence[Record], session: int) -> list[Record]:
+    return [replace(record, session=session, size=len(record.payload)) for record in records]
+
+
+def fits(index: Index, records: Sequence[Record], limits: Limits) -> bool:
+    size = sum(record.size for record in records)
+    return index.bytes + size <= limits.max_bytes and len(index) + len(records) <= MAX_RECORDS
+
+
+def oldest_ns(clock: Clock, limits: Limits) -> int:
+    """Whatever began before this is too old."""
+    return clock.now_ns() - round(min(limits.max_age_s, 1e9) * 1e9)

@@ -92,14 +92,14 @@ class PahoTransport:
         try:
             client.connect(self._host, self._port, self._config.keepalive_s)
         except (OSError, ValueError) as error:
+            _end(client)
             raise TransportError(
                 self._cannot(), got=str(error), hint="Is the broker running, and reachable?"
             ) from error
         client.loop_start()
         in_time = accepted.wait(CONNECT_TIMEOUT_S)
         if not in_time or refusal or not client.is_connected():
-            client.disconnect()
-            client.loop_stop()
+            _end(client)
             raise TransportError(self._cannot(), got=refusal[0] if refusal else "no answer to CONNECT")
         with self._lock:
             self._handed_over = self._taken = 0
@@ -122,8 +122,7 @@ class PahoTransport:
     def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            client.disconnect()
-            client.loop_stop()
+            _end(client)
 
     def _new_client(self, will: Message) -> mqtt.Client:
         client = mqtt.Client(
@@ -152,6 +151,13 @@ class PahoTransport:
 
     def _cannot(self) -> str:
         return f"cannot connect to {self._config.broker}"
+
+
+def _end(client: mqtt.Client) -> None:
+    """Its callbacks refer to it: without them it goes at once, and its sockets with it."""
+    client.disconnect()
+    client.loop_stop()
+    client.on_connect = client.on_disconnect = client.on_publish = client.on_message = None
 
 
 class MemoryTransport:

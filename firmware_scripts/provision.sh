@@ -93,6 +93,8 @@ source:
   url: "$SOURCE"
 mqtt:
   broker: "$BROKER"
+spool:
+  path: /var/lib/scene-edge/spool
 TEXT
 fi
 write_file "$CONFIG_DIR/environment" 640 <<TEXT

@@ -133,7 +133,10 @@ class Server:
         for part, reason in self._missing.items():
             state.degrade(part, reason)
         fusion = fusion_factory(self._shelf, self.config.fusion) if self.config.fusion.enabled else None
-        pictures = PicturePipeline(state, self._analytics(state), fusion)
+
+        def pictures(shown: CameraState) -> PicturePipeline:
+            return PicturePipeline(shown, self._analytics(shown), fusion)
+
         return CameraWorker(camera, self.config, self.store, state, pictures, self.ingest.publish, stop)
 
     def _analytics(self, state: CameraState) -> Analytics:

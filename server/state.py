@@ -245,6 +245,23 @@ class CameraState:
         return "degraded" if degraded or word == "degraded" else "online"
 
 
+class EarlierState(CameraState):
+    """What the work on an earlier session reports to: its counts reach the camera's, its pictures and times no page."""
+
+    def __init__(self, shown: CameraState) -> None:
+        super().__init__(shown.camera)
+        self._shown = shown
+
+    def dropped(self, reason: str, count: int = 1) -> None:
+        self._shown.dropped(reason, count)
+
+    def rode(self, semantic_bytes: int) -> None:
+        self._shown.rode(semantic_bytes)
+
+    def committed(self, latencies_ms: Sequence[float], frames: int) -> None:
+        self._shown.committed((), frames)
+
+
 def _total(kbps: Mapping[str, float | None]) -> float | None:
     known = [rate for rate in kbps.values() if rate is not None]
     return round(sum(known), 2) if known else None

@@ -216,13 +216,13 @@ class Store:
     def _upsert_session(self, connection: sa.Connection, key: dict[str, str], batch: Batch, now_ns: int) -> None:
         where = (sessions.c.camera == key["camera"], sessions.c.session == key["session"])
         birth = json.dumps(dict(batch.birth), sort_keys=True)
+        update = sessions.update().where(*where)
+        if batch.birth:  # an earlier session has none to tell: what it told then stays
+            update = update.values(birth=birth)
         updated = connection.execute(
-            sessions.update()
-            .where(*where)
-            .values(
+            update.values(
                 last_seq=sa.case((sessions.c.last_seq > batch.last_seq, sessions.c.last_seq), else_=batch.last_seq),
                 missing_video=sessions.c.missing_video + batch.missing_video,
-                birth=birth,
             )
         )
         if not updated.rowcount:

@@ -285,6 +285,26 @@ def test_doctor_tells_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(finding["command"] for finding in document["findings"] if finding["level"] == "fail")
 
 
+@pytest.mark.parametrize(
+    ("path", "max_mb", "level", "words"),
+    [
+        ("null", "1", "ok", "lost with the process"),
+        ("here/spool", "1", "ok", "outlive the process"),
+        ("here/spool", "900000", "warn", "are free in"),
+        ("here/file/spool", "1", "warn", "cannot be written"),
+    ],
+)
+def test_doctor_looks_at_the_spool(tmp_path: Path, path: str, max_mb: str, level: str, words: str) -> None:
+    from scene_edge.edge.doctor import _spool
+    from scene_edge.edge.settings import load_config
+
+    (tmp_path / "file").touch()
+    overrides = [f"spool.path={path.replace('here', str(tmp_path))}", f"spool.max_mb={max_mb}"]
+    (finding,) = _spool(load_config("cpu", overrides=overrides, environment={}))
+    assert (finding.code, finding.level) == ("SPOOL", level)
+    assert words in finding.sentence
+
+
 def test_doctor_runs_a_real_inference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -1,4 +1,4 @@
-"""Queues, ledger, spool and wire costs: bounded, metered, and balanced whatever happens in whatever order."""
+"""Queues, ledger and wire costs: bounded, metered, and balanced whatever happens in whatever order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.edge.ledger import Ledger, percentiles
 from scene_edge.edge.queues import BoundedQueue, WhenFull
-from scene_edge.edge.spool import MemorySpool, Record
 from scene_edge.edge.wire import PUBACK_BYTES, TCP_IP_BYTES, on_the_line, publish_overhead
 
 
@@ -107,64 +106,6 @@ def test_kbps_follow_the_time_of_the_video() -> None:
 def test_percentiles_by_nearest_rank() -> None:
     assert percentiles([float(value) for value in range(1, 101)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
     assert percentiles([]) == {}
-
-
-def record(seq: int, leaf: str = "video", size: int = 10, frames: int = 1) -> Record:
-    return Record(leaf, b"x" * size, seq, (0,) * frames if leaf == "video" else ())
-
-
-def test_the_spool_keeps_order_and_frees_cumulatively() -> None:
-    spool = MemorySpool(1000)
-    assert spool.put([record(0), record(1)])
-    assert spool.put([record(1, "semantic")])
-    assert spool.put([record(2)])
-    order = []
-    last = 0
-    while (item := spool.next_after(last)) is not None:
-        order.append((item.leaf, item.last_seq))
-        last = item.record_id
-    assert order == [("video", 0), ("video", 1), ("semantic", 1), ("video", 2)]
-    freed = spool.acknowledge(1)
-    assert sorted((item.leaf, item.last_seq) for item in freed) == [("semantic", 1), ("video", 0), ("video", 1)]
-    counts = spool.counts()
-    assert (counts.records, counts.bytes, counts.frames) == (1, 10, 1)
-    assert spool.acknowledge(1) == []
-
-
-def test_a_full_spool_takes_all_fragments_or_none() -> None:
-    spool = MemorySpool(25)
-    assert not spool.put([record(0, frames=0), record(0, frames=0), record(0)])
-    assert spool.counts().records == 0
-    assert spool.put([record(0, frames=0), record(0)])
-    assert not spool.put([record(1)])
-    assert spool.put([record(1)], must=True)
-
-
-def test_what_is_acknowledged_already_is_not_taken_and_a_wild_number_shuts_no_door() -> None:
-    spool = MemorySpool(1000)
-    spool.put([record(0), record(1)])
-    assert len(spool.acknowledge(2**32 - 1)) == 2
-    assert not spool.put([record(1, "semantic")])
-    assert spool.put([record(2)])
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60))
-def test_the_spool_counts_what_it_holds(steps: list[tuple[bool, int]]) -> None:
-    spool = MemorySpool(400)
-    held: list[int] = []
-    next_seq = 0
-    for put, seq in steps:
-        if put:
-            if spool.put([record(next_seq)]):
-                held.append(next_seq)
-            next_seq += 1
-        else:
-            freed = {item.last_seq for item in spool.acknowledge(seq)}
-            assert freed == {value for value in held if value <= seq}
-            held = [value for value in held if value > seq]
-        counts = spool.counts()
-        assert (counts.records, counts.frames, counts.bytes) == (len(held), len(held), 10 * len(held))
-        assert counts.bytes <= 400
 
 
 @pytest.mark.parametrize("size", [0, 1, 90, 91, 127, 128, 1000, 16_383, 20_000, 120_000])

@@ -22,7 +22,11 @@ from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoMessage
 from scene_edge.edge.camera import Camera, CameraReport, finish
+from scene_edge.edge.clock import SystemClock
 from scene_edge.edge.config import MqttConfig
+from scene_edge.edge.ledger import Ledger
+from scene_edge.edge.publisher import Publisher, Voice
+from scene_edge.edge.spool import Limits, MemorySpool, Notices, Record
 from scene_edge.edge.transport import Listener, Message, PahoTransport
 from tests.edge.conftest import Configure
 
@@ -223,6 +227,43 @@ def test_in_flight_goes_back_to_zero(broker: Broker) -> None:
     wait_for(lambda: transport.in_flight() == 0)
     assert progress.is_set()
     transport.close()
+
+
+def test_a_record_that_the_broker_disconnects_us_for_goes_into_quarantine(tmp_path: Path) -> None:
+    broker = Broker(tmp_path, "allow_anonymous true", "max_packet_size 20000")
+    broker.start()
+    given_up: list[tuple[int, str]] = []
+    spool = MemorySpool(
+        Limits(1_000_000), notices=Notices(lambda record, reason: given_up.append((record.last_seq, reason)))
+    )
+    for seq, size in enumerate([500, 30_000, 600]):
+        spool.put([Record("video", bytes(size), seq, (0,))])
+    sizes: list[int] = []
+    topics = Topics("gate-1")
+    listener = PahoTransport(MqttConfig(broker=broker.url), "listener")
+    listener.connect(
+        Message("a", b""),
+        [topics.video],
+        Listener(lambda _topic, payload: sizes.append(len(payload)), lambda: None, lambda _reason: None),
+    )
+    publisher = Publisher(
+        PahoTransport(MqttConfig(broker=broker.url), "gate-1"),
+        spool,
+        Ledger(),
+        MqttConfig(broker=broker.url, backoff_base_ms=10, backoff_cap_ms=20),
+        camera="gate-1",
+        voice=Voice(lambda: "online", lambda: b"{}", lambda: b"{}"),
+        clock=SystemClock(),
+    )
+    try:
+        publisher.start()
+        wait_for(lambda: 600 in sizes)
+    finally:
+        publisher.stop()
+        listener.close()
+        broker.kill()
+    assert given_up == [(1, "quarantined")]
+    assert set(sizes) == {500, 600}
 
 
 def test_a_broker_that_refuses_us(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.sources import SourceInfo, TestSource
-from scene_edge.edge.spool import MemorySpool
+from scene_edge.edge.spool import Limits, MemorySpool
 from scene_edge.edge.transport import MemoryTransport, Message
 from tests.edge.conftest import Configure
 
@@ -69,7 +70,7 @@ class Rig:
         self.info = self.source.open()
         self.networks = networks if networks is not None else open_networks(config, 96, 64, strict=True)
         self.ledger = Ledger()
-        self.spool = MemorySpool(round(config.spool.max_mb * 1e6))
+        self.spool = MemorySpool(Limits(round(config.spool.max_mb * 1e6)))
         self.degraded: list[str] = []
         self.encoder = encoder or LibavEncoder("libx264", encoder_settings(config, 96, 64, 30))
         self.pipeline = Pipeline(
@@ -356,7 +357,7 @@ def test_a_full_spool_makes_a_patient_source_wait_for_the_server(plain: Configur
         wait_until(lambda: rig.spool.next_after(0) is not None)
         record = rig.spool.next_after(0)
         assert record is not None
-        (freed,) = rig.spool.acknowledge(record.last_seq)
+        (freed,) = rig.spool.acknowledge(0, record.last_seq)
         rig.ledger.commit(freed.frames, [])
         committed += [unit.frame_seq for unit in VideoMessage.from_bytes(freed.payload).units]
         assert rig.ledger.snapshot().balanced
@@ -371,7 +372,7 @@ def test_a_picture_larger_than_the_spool_passes_when_it_is_empty(plain: Configur
     rig.pipeline.start()
     for seq in range(2):
         wait_until(lambda: rig.spool.counts().records > 0)
-        rig.ledger.commit(len(rig.spool.acknowledge(seq)), [])
+        rig.ledger.commit(len(rig.spool.acknowledge(0, seq)), [])
     assert rig.pipeline.join(30)
     assert rig.ledger.snapshot().committed == 2
 
@@ -526,6 +527,28 @@ def test_a_camera_without_its_bundles_runs_on_and_says_so(configure: Configure) 
     birth = json.loads(server.said("birth")[-1])
     assert birth["semantics"] is False
     assert len(birth["degraded"]) == 2
+
+
+def test_a_camera_with_a_file_leaves_nothing_in_it(plain: Configure, tmp_path: Path) -> None:
+    server = Server()
+    report = run_camera(plain(f"spool.path={tmp_path}"), frames=40, transport=server.transport)
+    assert (report.ledger.committed, report.degraded) == (40, ())
+    assert (tmp_path / "camera-1.sqlite").exists()
+    again = run_camera(plain(f"spool.path={tmp_path}"), frames=5, transport=Server().transport)
+    assert again.ledger.backfill.recovered == 0
+    ledger = json.loads(server.said("ledger")[-1])
+    assert ledger["backfill"] == {"recovered": 0, "committed": 0, "waiting": 0, "dropped": {}}
+    assert ledger["backfill_records"] == 0
+
+
+def test_a_camera_whose_disk_fails_goes_on_and_says_so(plain: Configure, tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file where a folder should be")
+    server = Server()
+    report = run_camera(plain(f"spool.path={tmp_path / 'full'}"), frames=40, transport=server.transport)
+    assert (report.ledger.committed, report.ledger.dropped) == (40, {})
+    (reason,) = report.degraded
+    assert reason.startswith("spool in memory alone: ")
+    assert server.said("status")[0].startswith(b"degraded:spool in memory alone: ")
 
 
 def test_frames_that_nobody_acknowledges_are_an_error(plain: Configure) -> None:

@@ -17,7 +17,7 @@ from scene_edge.edge.clock import FakeClock, SystemClock
 from scene_edge.edge.config import MqttConfig
 from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.publisher import Publisher, Voice
-from scene_edge.edge.spool import MemorySpool, Record
+from scene_edge.edge.spool import Limits, MemorySpool, Record
 from scene_edge.edge.transport import Listener, MemoryTransport, Message, PahoTransport
 from scene_edge.edge.watchdog import Watchdog, notify_systemd
 
@@ -34,7 +34,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.transport = MemoryTransport()
-        self.spool = MemorySpool(10_000)
+        self.spool = MemorySpool(Limits(10_000), SESSION)
         self.ledger = Ledger()
         self.status = "online"
         self.publisher = Publisher(
@@ -43,7 +43,6 @@ class Desk:
             self.ledger,
             self.config,
             camera="gate-1",
-            session_id=SESSION,
             voice=Voice(lambda: self.status, lambda: b"{}", lambda: b"{}"),
             clock=self.clock,
             generator=random.Random(1),
@@ -124,9 +123,9 @@ def test_a_silent_server_gets_everything_again_with_growing_patience() -> None:
     desk.put(0, 1)
     desk.publisher.start()
     wait_until(lambda: desk.videos() == [0, 1, 0, 1, 0, 1])
-    assert desk.publisher._patience > 1
+    assert desk.publisher._dispatcher._live.patience > 1
     desk.ack(1)
-    assert desk.publisher._patience == 1
+    assert desk.publisher._dispatcher._live.patience == 1
     count = len(desk.videos())
     desk.put(2)
     wait_until(lambda: len(desk.videos()) > count)

@@ -1,0 +1,154 @@
+"""Which record the publisher sends next: two lanes, what is under way, what a broker will not take. No network here.
+
+**Live first.** A record of an earlier session goes only when the live lane has nothing to send, or after every eighth
+live one in a row. Without that share a file, or a link that carries no more than the live video, would hold the
+backfill back until its age ends it, which is the loss that the spool is for; it costs a full link a ninth. And
+backfill never has more than a quarter of the window without an answer from the *server*, so that live pictures do not
+queue up behind it there.
+
+**What a broker refuses.** Brokers disconnect a publisher whose packet is too large, and it would be sent again for
+ever. So a record larger than any that this broker has taken goes alone; if five connections in a row end at once while
+it alone is under way, although they had taken all before it, it goes into quarantine. A link that breaks does so
+later, or with less in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scene_edge.edge.clock import Clock
+from scene_edge.edge.config import MqttConfig
+from scene_edge.edge.spool import Lane, Record, Spool
+
+LIVE_FOR_EACH_BACKFILL = 8
+BACKFILL_WINDOW = 4
+"""The part of the window that backfill may use: one in so many."""
+
+REFUSALS = 5
+REFUSED_WITHIN_S = 5.0
+"""A broker that refuses closes the connection at once; a link that is dead shows at the next keep-alive."""
+
+UNREADABLE_WAIT_S = 1.0
+MAX_PATIENCE = 16.0
+
+
+@dataclass(slots=True)
+class _Way:
+    """How far a lane has got: what was sent on this connection, what ever was, and since when the server owes an
+    answer."""
+
+    lane: Lane
+    cursor: int = 0
+    last_sent: int = 0
+    progress_ns: int = 0
+    patience: float = 1.0
+    blocked_until_ns: int = 0
+
+
+class Dispatcher:
+    """For the publisher's thread, but for `progress`."""
+
+    def __init__(self, spool: Spool, in_flight: Callable[[], int], config: MqttConfig, clock: Clock) -> None:
+        self._spool, self._in_flight, self._config, self._clock = spool, in_flight, config, clock
+        self._live, self._backfill = _Way(Lane.LIVE), _Way(Lane.BACKFILL)
+        self._live_in_a_row = 0
+        self._alone: tuple[Record, int] | None = None
+        self._largest_taken = 0
+        self._refused: tuple[int, int] = (0, 0)
+        self._answered = False
+
+    def choose(self) -> Record | None:
+        """The record whose turn it is; None if there is none, or no room for it."""
+        under_way = self._in_flight()
+        if self._alone is not None and under_way == 0:
+            self._largest_taken = max(self._largest_taken, self._alone[0].size)
+            self._alone = None
+        if under_way >= self._config.window or self._alone is not None:
+            return None
+        record = self._next()
+        if record is not None and record.size > self._largest_taken and under_way:
+            return None
+        return record
+
+    def send(self, record: Record) -> bool:
+        """The record is handed over now; True if it was before."""
+        way, now_ns = self._way(record), self._clock.now_ns()
+        first = self._spool.next_after(0, way.lane)
+        if first is not None and first.record_id == record.record_id:
+            # Nothing sent is waiting for an answer: the server's silence is counted from here.
+            way.progress_ns = now_ns
+        if record.size > self._largest_taken:
+            self._alone = (record, now_ns)
+        way.cursor = record.record_id
+        self._live_in_a_row = self._live_in_a_row + 1 if way is self._live else 0
+        again = record.record_id <= way.last_sent
+        way.last_sent = max(way.last_sent, record.record_id)
+        return again
+
+    def skip(self, record: Record) -> None:
+        """It could not be read. Where the spool has not given it up, its lane waits for a moment and tries again."""
+        way = self._way(record)
+        first = self._spool.next_after(way.cursor, way.lane)
+        if first is not None and first.record_id == record.record_id:
+            way.blocked_until_ns = self._clock.now_ns() + round(UNREADABLE_WAIT_S * 1e9)
+
+    def progress(self, lane: Lane) -> None:
+        """The server has freed something; from the transport's thread."""
+        self._answered = True
+        way = self._live if lane is Lane.LIVE else self._backfill
+        way.progress_ns, way.patience = self._clock.now_ns(), 1.0
+
+    def rewind(self) -> None:
+        """A new connection: everything unacknowledged is sent again."""
+        for way in (self._live, self._backfill):
+            way.cursor, way.progress_ns = 0, self._clock.now_ns()
+        self._answered = False
+
+    def rewind_if_silent(self, now_ns: int) -> bool:
+        """Send a lane again whose records the server has left without an answer for too long; True if there was one."""
+        silent = [way for way in (self._live, self._backfill) if self._is_silent(way, now_ns)]
+        for way in silent:
+            way.cursor, way.progress_ns = 0, now_ns
+            way.patience = min(way.patience * 2, MAX_PATIENCE)
+        return bool(silent)
+
+    def lost(self) -> Record | None:
+        """The connection has ended of itself. A record that no broker will take goes into quarantine, and is
+        returned."""
+        alone, self._alone = self._alone, None
+        if not self._answered:
+            self._largest_taken = 0  # as far as we know it is another broker, or has other limits
+        if alone is None or self._in_flight() == 0 or self._clock.now_ns() - alone[1] > REFUSED_WITHIN_S * 1e9:
+            self._refused = (0, 0)
+            return None
+        record, (number, times) = alone[0], self._refused
+        times = times + 1 if number == record.record_id else 1
+        self._refused = (record.record_id, times)
+        if times < REFUSALS:
+            return None
+        self._spool.quarantine(record.record_id)
+        return record
+
+    def _next(self) -> Record | None:
+        live = self._first(self._live)
+        if live is None or self._live_in_a_row >= LIVE_FOR_EACH_BACKFILL:
+            record, oldest = self._first(self._backfill), self._spool.next_after(0, Lane.BACKFILL)
+            window = max(1, self._config.window // BACKFILL_WINDOW)
+            if record is not None and oldest is not None and record.record_id - oldest.record_id < window:
+                return record
+        return live
+
+    def _first(self, way: _Way) -> Record | None:
+        if self._clock.now_ns() < way.blocked_until_ns:
+            return None
+        return self._spool.next_after(way.cursor, way.lane)
+
+    def _is_silent(self, way: _Way, now_ns: int) -> bool:
+        first = self._spool.next_after(0, way.lane)
+        if first is None or first.record_id > way.cursor:
+            return False
+        return now_ns - way.progress_ns > self._config.resend_after_s * way.patience * 1e9
+
+    def _way(self, record: Record) -> _Way:
+        return self._live if record.lane is Lane.LIVE else self._backfill

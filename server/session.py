@@ -1,0 +1,194 @@
+"""One session's way through the server: join, pictures, results, commit, acknowledgement. No thread, no parsing.
+
+A camera has one session that runs, and may send what earlier ones left in its spool beside it: each has an object of
+its own here, so that neither waits for the other's packets or disturbs its decoder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scene_edge.codec.errors import PacketError
+from scene_edge.codec.identity import session_hex
+from scene_edge.codec.packet import SemanticPacket
+from scene_edge.codec.riders import carrier_of, read_riders
+from scene_edge.codec.topics import Topics
+from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
+from scene_edge.server.config import ServerConfig
+from scene_edge.server.join import Joiner, VideoUnit
+from scene_edge.server.pictures import Outcome, PicturePipeline
+from scene_edge.server.results import ack_json, action_json, tracks_json
+from scene_edge.server.state import CameraState
+from scene_edge.server.store import Batch
+
+REACK_EVERY_S = 0.2
+
+Publish = Callable[[str, bytes, int], None]
+"""(topic, payload, QoS): must not block."""
+
+Commit = Callable[[Batch], int | None]
+"""Write a batch, however long it takes: the time of the commit in ns. None: it will never be written by us."""
+
+
+class SessionWorker:
+    """`resumed` is the last frame that is committed already. `epoch` goes into every acknowledgement."""
+
+    def __init__(
+        self,
+        session_id: int,
+        topics: Topics,
+        config: ServerConfig,
+        state: CameraState,
+        pictures: PicturePipeline,
+        publish: Publish,
+        commit: Commit,
+        *,
+        epoch: int,
+        resumed: int | None,
+        expect_semantics: bool,
+    ) -> None:
+        self.session_id, self.name = session_id, session_hex(session_id)
+        self.state, self.pictures = state, pictures
+        self.birth: Mapping[str, Any] = {}
+        self._topics, self._limits, self._publish, self._commit_batch = topics, config.limits, publish, commit
+        self._epoch = epoch
+        join = config.join
+        self.joiner = Joiner(
+            join.deadline_ms / 1000,
+            next_seq=None if resumed is None else resumed + 1,
+            expect_semantics=expect_semantics,
+            max_frames=join.max_frames,
+            max_bytes=join.max_bytes,
+        )
+        self._assembler = VideoAssembler()
+        self._results: list[Outcome] = []
+        self._results_since_s = 0.0
+        self._missing = 0
+        self._processed_seq = self._acked_seq = resumed
+        self._reack_at_s: float | None = None
+        self.heard_s = time.monotonic()
+
+    # What arrives
+
+    def add_video(self, fragment: VideoMessage, arrived_s: float) -> None:
+        """A message, or a fragment of one; bad ones are counted under their reason."""
+        self.heard_s = arrived_s
+        try:
+            whole = self._assembler.push(fragment)
+        except PacketError:
+            self.state.dropped("video_fragments")
+            return
+        if whole is None:
+            return
+        try:
+            for packet in read_riders(whole.riders, carrier_of(whole)):
+                self.add_semantics(packet, arrived_s)
+            self.state.rode(len(whole.riders))
+        except PacketError:  # the pictures are whole all the same
+            self.state.dropped("semantic_corrupt")
+        for unit in whole.units:
+            known = unit.utc_offset_ns != 0
+            picture = VideoUnit(
+                self.session_id,
+                unit.frame_seq,
+                unit.capture_ns,
+                unit.capture_ns + unit.utc_offset_ns if known else time.time_ns(),
+                known,
+                unit.keyframe,
+                fragment.width,
+                fragment.height,
+                unit.data,
+            )
+            if not self.joiner.add_video(picture, arrived_s) and self._reack_at_s is None:
+                self._reack_at_s = arrived_s + REACK_EVERY_S
+
+    def add_semantics(self, packet: SemanticPacket, arrived_s: float) -> None:
+        self.heard_s = arrived_s
+        self.joiner.expect_semantics = True
+        self.joiner.add_semantics(packet)
+
+    # What leaves
+
+    def next_wakeup_s(self) -> float | None:
+        """When `advance` is due if no message comes; None: not before the next message."""
+        due = [self.joiner.next_deadline_s(), self._reack_at_s]
+        if self._results or self._missing:
+            due.append(self._results_since_s + self._limits.commit_ms / 1000)
+        times = [time_s for time_s in due if time_s is not None]
+        return min(times) if times else None
+
+    @property
+    def idle(self) -> bool:
+        """Everything that came is committed."""
+        return not (self.joiner.waiting or self._results or self._missing)
+
+    def advance(self, now_s: float) -> None:
+        """Let deadlines pass, commit what is due."""
+        self._drain(now_s)
+        if (self._results or self._missing) and now_s >= self._results_since_s + self._limits.commit_ms / 1000:
+            self.commit()
+        if self._reack_at_s is not None and now_s >= self._reack_at_s:
+            self._reack_at_s = None
+            self._ack()
+
+    def finish(self) -> None:
+        """Nothing more comes that frames could wait for: commit all of them."""
+        self._drain(math.inf)
+        self.commit()
+
+    def commit(self) -> None:
+        """Write, then acknowledge, then report. Blocks while the database fails."""
+        if self._processed_seq is None or not (self._results or self._missing):
+            return
+        results = [outcome.result for outcome in self._results]
+        batch = Batch(self.name, self._processed_seq, results, self._missing, self.birth)
+        started_s = time.perf_counter()
+        committed_ns = self._commit_batch(batch)
+        if committed_ns is None:
+            return
+        self.state.took("commit", (time.perf_counter() - started_s) * 1000)
+        outcomes, self._results, self._missing = self._results, [], 0
+        latencies = [
+            (committed_ns - outcome.result.captured_ns) / 1e6 for outcome in outcomes if outcome.unit.utc_known
+        ]
+        self.state.committed(latencies, len(outcomes))
+        self._acked_seq = self._processed_seq
+        self._ack()
+        self._report(outcomes)
+
+    def _drain(self, now_s: float) -> None:
+        released = self.joiner.release(now_s)
+        for joined in released:
+            if joined.unit is None and not (self._results or self._missing):
+                self._results_since_s = now_s
+            for outcome in self.pictures.process(joined):
+                if not self._results:
+                    self._results_since_s = time.monotonic()
+                self._results.append(outcome)
+                self._processed_seq = outcome.result.seq
+            if joined.unit is None:
+                self._missing += joined.count
+                self._processed_seq = joined.frame_seq + joined.count - 1
+            limits = self._limits
+            waited_s = time.monotonic() - self._results_since_s
+            if len(self._results) >= limits.commit_frames or (self._results and waited_s >= limits.commit_ms / 1000):
+                self.commit()
+        self.state.joined(self.joiner.counts, self.joiner.match_rate(), self.joiner.waiting)
+
+    def _ack(self) -> None:
+        if self._acked_seq is not None:
+            self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch), 1)
+
+    def _report(self, outcomes: list[Outcome]) -> None:
+        camera = self.state.camera
+        for outcome in outcomes:
+            result, unit = outcome.result, outcome.unit
+            if outcome.analysed:
+                size = (unit.width, unit.height)
+                payload = tracks_json(camera, self.name, result.seq, unit.utc_ns, size, result.tracks)
+                self._publish(self._topics.tracks, payload, 0)
+            for action in result.actions:
+                self._publish(self._topics.actions, action_json(camera, self.name, unit.utc_ns, action), 0)
