@@ -6,9 +6,7 @@ deadline at the server can part them, however slow this machine is. A live sourc
 semantics queue costs the rest of that GOP its semantics, never a picture. A full spool costs a live camera the rest of
 the GOP, since no decoder could use it.
 
-Consecutive access units share a message (batch.py). Until it is closed they are in the pipeline, for the ledger; then
-all of them are in the spool, or dropped. A small semantic packet rides in the next message that is closed (riders.py);
-where none follows for a while, it goes alone.
+What leaves goes through the outbox (outbox.py), which knows what shares a message.
 """
 
 from __future__ import annotations
@@ -17,29 +15,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scene_edge.codec.errors import EngineError
 from scene_edge.codec.identity import AccessUnit, Frame
-from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
-from scene_edge.codec.riders import Carrier, write_riders
-from scene_edge.codec.videomessage import split_video
-from scene_edge.edge.batch import VideoBatch, Waiting
-from scene_edge.edge.clip import with_anchor
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.encoders import Encoded, Sequencer, VideoEncoder
 from scene_edge.edge.gop import GopCoder, StageTime
 from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.networks import Networks, quality_control
+from scene_edge.edge.outbox import Outbox, Outgoing
 from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
-from scene_edge.edge.riders import MAX_BODY_BYTES, Riders
 from scene_edge.edge.sources import Source, SourceInfo
-from scene_edge.edge.spool import Record, Spool
-
-MAX_VIDEO_BYTES = 120_000
-"""A longer message goes in fragments."""
+from scene_edge.edge.spool import Spool
 
 Degrade = Callable[[str], None]
 
@@ -60,15 +50,6 @@ class Captured:
 class Filtered:
     captured: Captured
     planes: Planes
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """An access unit without its picture."""
-
-    unit: AccessUnit
-    utc_offset_ns: int
-    taken_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +78,8 @@ class Pipeline:
         frames: int | None = None,
     ) -> None:
         self._config, self._source, self._info = config, source, info
-        self._spool, self._ledger, self._clock, self._degrade = spool, ledger, clock, degrade
-        self._session_id, self._utc_quality, self._limit = session_id, utc_quality, frames
+        self._ledger, self._clock, self._degrade = ledger, clock, degrade
+        self._session_id, self._limit = session_id, frames
         self._scene = networks.scene
         self._sequencer: Sequencer[Captured] = Sequencer(encoder)
         self._gop = self._make_gop(networks)
@@ -109,13 +90,18 @@ class Pipeline:
         # Between two stages of our own the producer waits: what is too much is turned away at the door, once.
         self._to_encode: BoundedQueue[Filtered] = BoundedQueue("encode", sizes.encode, WhenFull.WAIT)
         self._to_semantics: BoundedQueue[SemanticJob] = BoundedQueue("semantics", sizes.semantics, full)
-        batch_ms = config.mqtt.video_batch_ms
-        self._batch = VideoBatch(None if self._lossless and batch_ms else batch_ms, info.frame_period_ns)
-        """Belongs to the thread that spools video: `semantics` where pictures wait for their packet, else `encode`."""
-        self._riders = Riders()
-        self._patience_s = (batch_ms * 1_000_000 + 2 * info.frame_period_ns) / 1e9
-        """For so long a packet waits for pictures to ride with, where none come."""
         self._stopping = threading.Event()
+        self._outbox = Outbox(
+            config,
+            info,
+            spool,
+            ledger,
+            session_id=session_id,
+            utc_quality=utc_quality,
+            clock=clock,
+            stopping=self._stopping,
+        )
+        """Its video belongs to the thread `semantics` where pictures wait for their packet, else to `encode`."""
         self._error: BaseException | None = None
         self._error_lock = threading.Lock()
         self._semantics_on = self._gop is not None
@@ -150,7 +136,7 @@ class Pipeline:
         """End the stream after the frames that are under way."""
         self._stopping.set()
         self._source.stop()
-        self._notify_spool()
+        self._outbox.wake()
 
     @property
     def semantics_on(self) -> bool:
@@ -246,11 +232,11 @@ class Pipeline:
             self._emit_all(self._sequencer.flush())
             self._account_lost()
             if not self._video_waits:
-                self._close_batch()
+                self._outbox.close_message()
         finally:
             inside = self._sequencer.abandon()
             if not self._video_waits:
-                inside += len(self._batch.take())
+                inside += self._outbox.abandon_video()
             if inside:
                 self._ledger.drop("failed", inside)
             self._to_semantics.finish()
@@ -262,8 +248,8 @@ class Pipeline:
 
     def _next_filtered(self) -> Filtered | None:
         """The next picture. A message that has been open for long enough leaves while none comes."""
-        left_s = None if self._video_waits else self._batch.left_s(self._clock.now_ns())
-        if left_s is not None and not self._to_encode.ready(left_s) and not self._close_batch():
+        left_s = None if self._video_waits else self._outbox.left_s()
+        if left_s is not None and not self._to_encode.ready(left_s) and not self._outbox.close_message():
             self._skip_video = True
         return self._to_encode.get()
 
@@ -303,8 +289,8 @@ class Pipeline:
         if unit.keyframe:
             self._skip_video = self._skip_semantics = False
         if self._skip_video:
-            self._drop_unspooled(1)
-        elif not self._spool_video(outgoing):
+            self._outbox.drop_video(1)
+        elif not self._outbox.add_video(outgoing):
             self._skip_video = True
         elif self._semantics_on:
             if not self._skip_semantics and not self._to_semantics.put(job):
@@ -312,87 +298,6 @@ class Pipeline:
                 self._cuts.append(unit.frame_seq)
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
-
-    def _drop_unspooled(self, frames: int) -> None:
-        self._ledger.drop("shutdown" if self._stopping.is_set() else "spool_full", frames)
-
-    def _spool_video(self, outgoing: Outgoing) -> bool:
-        """Add an access unit to the open message; False if the spool refused it or what it needs."""
-        unit = outgoing.unit
-        try:
-            marked = with_anchor(
-                unit, outgoing.utc_offset_ns, self._session_id, self._config.video.sei, self._utc_quality
-            )
-            marked = replace(marked, utc_offset_ns=outgoing.utc_offset_ns)
-            closed = self._batch.fits(marked) or self._close_batch()
-        except BaseException:
-            self._ledger.drop("failed")
-            raise
-        if not closed and not unit.keyframe and not self._lossless:
-            self._drop_unspooled(1)
-            return False
-        waiting = Waiting(marked, len(marked.data) - len(unit.data), outgoing.taken_ns)
-        self._batch.add(waiting, self._clock.now_ns())
-        return self._close_batch() if self._batch.full else True
-
-    def _close_batch(self) -> bool:
-        """The open message into the spool, if there is any; False if it was refused, and its frames dropped."""
-        items = self._batch.take()
-        if not items:
-            return True
-        packets = self._riders.take()
-        try:
-            first, size = items[0].unit, (self._info.width, self._info.height)
-            riders = write_riders(packets, Carrier(self._session_id, first.frame_seq, first.capture_ns, *size))
-            messages = split_video(
-                [item.unit for item in items],
-                session_id=self._session_id,
-                width=size[0],
-                height=size[1],
-                riders=riders,
-                max_bytes=min(MAX_VIDEO_BYTES, self._config.mqtt.max_message_bytes),
-            )
-            payloads = [message.to_bytes() for message in messages]
-        except BaseException:
-            self._ledger.drop("failed", len(items))
-            raise
-        # A packet may reach further than the pictures that it rides with: until all of them are safe it is kept.
-        last_seq = max([items[-1].unit.frame_seq, *(packet.last_seq for packet in packets)])
-        taken_ns = tuple(item.taken_ns for item in items)
-        last_frame = items[-1].unit.frame_seq
-        records = [Record("video", payload, last_seq, (), last_frame) for payload in payloads[:-1]]
-        records.append(Record("video", payloads[-1], last_seq, taken_ns, last_frame))
-        self._ledger.spool(len(items))
-        if not self._put(records):
-            self._ledger.unspool(len(items))
-            self._drop_unspooled(len(items))
-            for packet in packets:
-                self._spool_alone(packet)
-            return False
-        for packet in packets:
-            self._ledger.code_semantics(packet.count)
-        data_bytes, sei_bytes = sum(len(item.unit.data) for item in items), sum(item.sei_bytes for item in items)
-        self._ledger.add_bytes(
-            media_ns=items[-1].unit.capture_ns,
-            video=data_bytes - sei_bytes,
-            sei=sei_bytes,
-            semantic=len(riders),
-            overhead=sum(map(len, payloads)) - data_bytes - len(riders),
-        )
-        return True
-
-    def _put(self, records: list[Record]) -> bool:
-        """Live: at once or not at all. A source that can wait: as soon as the server has made room."""
-        if self._spool.put(records):
-            return True
-        if not self._lossless:
-            return False
-        with self._spool.changed:
-            while not self._stopping.is_set():
-                if self._spool.put(records, must=self._spool.counts().records == 0):
-                    return True
-                self._spool.changed.wait()
-        return False
 
     def _code_semantics(self) -> None:
         gop = self._gop
@@ -406,24 +311,23 @@ class Pipeline:
                 self._code_one(gop, job)
                 self._release(held, gop.open_from)
             self._cut_where_skipped(gop)
-            self._spool_packets(gop.flush())
+            self._outbox.add_packets(gop.flush())
             self._release(held, None)
             if self._video_waits:
-                self._close_batch()
-            self._spool_riders()
+                self._outbox.close_message()
+            self._outbox.send_riders()
         finally:
-            left = len(held) + (len(self._batch.take()) if self._video_waits else 0)
+            left = len(held) + (self._outbox.abandon_video() if self._video_waits else 0)
             if left:
                 self._ledger.drop("failed", left)
-            while packets := self._riders.take():
-                self._ledger.lose_semantics("failed", sum(packet.count for packet in packets))
+            self._outbox.abandon_riders()
 
     def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
         if not self._semantics_on:
             self._ledger.lose_semantics("engine")
             return
         try:
-            self._spool_packets(gop.push(job.outgoing.unit, job.original))
+            self._outbox.add_packets(gop.push(job.outgoing.unit, job.original))
             self._cut_where_skipped(gop)
         except EngineError as error:
             self._semantics_on = False
@@ -435,17 +339,17 @@ class Pipeline:
         """Close the packet now if the frame due next was turned away: the server need not wait for it."""
         while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected:
             if self._cuts.popleft() == gop.expected:
-                self._spool_packets(gop.cut())
+                self._outbox.add_packets(gop.cut())
 
     def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:
         """Spool the pictures whose packet has left, or for which none will come."""
         released = False
         while held and (waiting_from is None or held[0].unit.frame_seq < waiting_from):
-            self._spool_video(held.popleft())
+            self._outbox.add_video(held.popleft())
             released = True
         if released and self._semantics_on:
             # The next ones leave with the next packet only: what is here need not wait for them.
-            self._close_batch()
+            self._outbox.close_message()
 
     def _account_lost_semantics(self, gop: GopCoder) -> None:
         for reason, frames in gop.lost.items():
@@ -454,31 +358,7 @@ class Pipeline:
 
     def _next_job(self) -> SemanticJob | None:
         """The next frame to mine. Packets go alone once no picture has come for so long that they could ride with."""
-        if not self._lossless and len(self._riders) and not self._to_semantics.ready(self._patience_s):
-            self._spool_riders()
+        outbox = self._outbox
+        if not self._lossless and outbox.has_riders and not self._to_semantics.ready(outbox.patience_s):
+            self._outbox.send_riders()
         return self._to_semantics.get()
-
-    def _spool_packets(self, packets: list[SemanticPacket]) -> None:
-        for packet in packets:
-            if len(packet.body) <= MAX_BODY_BYTES:
-                self._riders.add(packet)
-            else:
-                self._spool_alone(packet)
-
-    def _spool_riders(self) -> None:
-        while packets := self._riders.take():
-            for packet in packets:
-                self._spool_alone(packet)
-
-    def _spool_alone(self, packet: SemanticPacket) -> None:
-        data = packet.to_bytes()
-        # A packet is small and frames wait for it at the server: it never waits for room itself.
-        if self._spool.put([Record("semantic", data, packet.last_seq)], must=True):
-            self._ledger.code_semantics(packet.count)
-            self._ledger.add_bytes(semantic=len(data))
-        else:
-            self._ledger.lose_semantics("too_late", packet.count)
-
-    def _notify_spool(self) -> None:
-        with self._spool.changed:
-            self._spool.changed.notify_all()
