@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scene_edge.models.blocks import from_planes, to_planes
 from scene_edge.models.layers import conv, start_at_zero
 
 EMBEDDING = 1152
@@ -55,14 +56,13 @@ class ScenePaperConfig:
 
 def half_picture(packed: Tensor) -> Tensor:
     """Packed [B, 24, h, w] -> six channels at half the picture's size [B, 6, 2h, 2w]: Y unshuffled by 2, U, V."""
-    y = F.pixel_unshuffle(F.pixel_shuffle(packed[:, :16], 4), 2)
-    return torch.cat([y, F.pixel_shuffle(packed[:, 16:20], 2), F.pixel_shuffle(packed[:, 20:], 2)], 1)
+    y, u, v = to_planes(packed)
+    return torch.cat([F.pixel_unshuffle(y, 2), u, v], 1)
 
 
 def packed_from_half(half: Tensor) -> Tensor:
     """The inverse of `half_picture`."""
-    y = F.pixel_unshuffle(F.pixel_shuffle(half[:, :4], 2), 4)
-    return torch.cat([y, F.pixel_unshuffle(half[:, 4:5], 2), F.pixel_unshuffle(half[:, 5:], 2)], 1)
+    return from_planes([F.pixel_shuffle(half[:, :4], 2), half[:, 4:5], half[:, 5:]])
 
 
 class Control(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.planes import U8, Planes, pack, unpack
+from scene_edge.models.blocks import from_planes, to_planes
 from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache, x264_round_trip
 from scene_edge.models.layers import from_packed, to_packed
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
@@ -34,10 +35,13 @@ from scene_edge.models.sizes import build_scene
 def thumbnail(picture: Tensor) -> Tensor:
     """Packed float [1, 24, h, w] -> packed float [1, 24, 18, 32] by area averaging of each plane."""
     rows, columns = THUMB
-    y = F.adaptive_avg_pool2d(F.pixel_shuffle(picture[:, :16], 4), (rows * 4, columns * 4))
-    u = F.adaptive_avg_pool2d(F.pixel_shuffle(picture[:, 16:20], 2), (rows * 2, columns * 2))
-    v = F.adaptive_avg_pool2d(F.pixel_shuffle(picture[:, 20:], 2), (rows * 2, columns * 2))
-    return torch.cat([F.pixel_unshuffle(y, 4), F.pixel_unshuffle(u, 2), F.pixel_unshuffle(v, 2)], 1)
+    scales = (4, 2, 2)
+    return from_planes(
+        [
+            F.adaptive_avg_pool2d(plane, (rows * scale, columns * scale))
+            for plane, scale in zip(to_planes(picture), scales, strict=True)
+        ]
+    )
 
 
 class SceneTraining:

@@ -220,6 +220,8 @@ def test_straight_through_has_x264_s_values_and_the_proxy_s_gradient(name: str) 
         for ours, theirs in zip(decoded, seen, strict=True):
             wanted = torch.from_numpy(pack(theirs)[:16, :16]).permute(2, 0, 1).float() / 255
             assert torch.allclose(ours[sample].detach(), wanted, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(RealCodec(PROXIES[name]())(frames, 34.6)[1], bits)
     torch.log(bits).sum().backward()
     got, frames[0].grad = frames[0].grad, None
     torch.log(PROXIES[name]()(frames, 35.0)[1]).sum().backward()

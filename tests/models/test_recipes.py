@@ -13,6 +13,7 @@ pytest.importorskip("onnx")
 
 from scene_edge.codec.errors import ConfigError  # noqa: E402
 from scene_edge.models import keepsake  # noqa: E402
+from scene_edge.models.cli import Trainable  # noqa: E402
 from scene_edge.models.loop import Progressed  # noqa: E402
 from scene_edge.models.recipes import SceneRun, SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
 from scene_edge.models.semantic_objective import SemanticTermsConfig  # noqa: E402
@@ -38,6 +39,11 @@ def test_every_size_has_a_recipe() -> None:
         assert run.coded == 0.0 or run.full_price <= run.coded < 1.0
         assert not set(run.as_dict()) & {"data", "out", "threads"}
         json.dumps(run.as_dict())
+
+
+def test_every_recipe_is_a_command() -> None:
+    commands = {trainable.value for trainable in Trainable}
+    assert commands - {"detector", "action"} == {*SIZES, *SCENE_SIZES}
 
 
 def test_the_paper_s_recipe_has_the_paper_s_terms() -> None:
