@@ -134,7 +134,9 @@ def _over(
 def rate_fit(records: Sequence[Record]) -> list[dict[str, Any]]:
     """log(real bits) = a + b log(proxy bits) over everything, and its median error on clips that it did not see.
 
-    Neural wrapping (CVPR 2025, equation 3) fits an affine map; bits span decades, so here it is one of logarithms.
+    Neural wrapping (CVPR 2025, equation 3) fits an affine map; bits span decades, so here it is one of logarithms. The
+    `elasticity` is the same slope over filters alone, each clip and CRF against itself without a filter: below 1, the
+    proxy exaggerates what a filter saves.
     """
     coders = {record.coder for record in records}
     fits = []
@@ -150,5 +152,10 @@ def rate_fit(records: Sequence[Record]) -> list[dict[str, Any]]:
                 fitted = np.polyfit(x[clips != clip], y[clips != clip], 1)
                 errors += np.abs(np.exp(np.polyval(fitted, x[clips == clip]) - y[clips == clip]) - 1).tolist()
             error = 100 * float(np.median(errors)) if errors else None
-            fits.append({"codec": codec, "proxy": proxy, "a": float(offset), "b": float(slope), "error_percent": error})
+            moved = np.array(
+                [[values[key] - values[key[0], "identity", key[2]] for key in keys] for values in (near, real)]
+            )
+            elasticity = float((moved[0] * moved[1]).sum() / (moved[0] ** 2).sum()) if moved[0].any() else None
+            fit = {"a": float(offset), "b": float(slope), "error_percent": error, "elasticity": elasticity}
+            fits.append({"codec": codec, "proxy": proxy, **fit})
     return fits

@@ -138,12 +138,17 @@ def show(rows: Sequence[Fidelity], fits: Sequence[dict[str, Any]], out: Console)
                 if found:
                     table.add_row(codec, proxy, *(_cell(found.get(measure)) for measure in MEASURES))
         out.print(table)
-    table = Table(title="log(real bits) = a + b log(proxy bits); error: of clips that the fit did not see, median")
-    for title in ("codec", "proxy", "a", "b", "error, %"):
+    out.print(
+        "log(real bits) = a + b log(proxy bits); error: median over clips that the fit did not see; elasticity: b"
+    )
+    out.print("over filters alone")
+    table = Table()
+    for title in ("codec", "proxy", "a", "b", "error, %", "elasticity"):
         table.add_column(title, justify="left" if title in ("codec", "proxy") else "right")
     for fit in fits:
         error = "-" if fit["error_percent"] is None else f"{fit['error_percent']:.0f}"
-        table.add_row(fit["codec"], fit["proxy"], f"{fit['a']:.2f}", f"{fit['b']:.2f}", error)
+        elasticity = "-" if fit["elasticity"] is None else f"{fit['elasticity']:.2f}"
+        table.add_row(fit["codec"], fit["proxy"], f"{fit['a']:.2f}", f"{fit['b']:.2f}", error, elasticity)
     out.print(table)
 
 

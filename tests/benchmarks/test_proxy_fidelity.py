@@ -64,7 +64,7 @@ def test_a_proxy_that_orders_alike_agrees_whatever_its_scale() -> None:
 def test_bits_are_fitted_as_a_power() -> None:
     (fit,) = rate_fit(records(5.0))
     assert (fit["codec"], fit["proxy"]) == ("x264", "hybrid")
-    assert fit["b"] == pytest.approx(0.5)
+    assert (fit["b"], fit["elasticity"]) == pytest.approx((0.5, 0.5))
     assert fit["a"] == pytest.approx(np.log(1000 / 5**0.5))
     assert fit["error_percent"] == pytest.approx(0, abs=1e-6)
 

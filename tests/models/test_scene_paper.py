@@ -120,6 +120,19 @@ def test_siglip_sees_what_its_own_processor_shows_it(checkpoint: Path) -> None:
     assert count(model) == 0
 
 
+def test_a_folder_of_the_whole_model_gives_its_image_tower(checkpoint: Path, tmp_path: Path) -> None:
+    import transformers
+
+    text = {**TINY, "vocab_size": 64, "projection_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**TINY, "image_size": 32, "patch_size": 16}
+    whole = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    picture = torch.rand(1, 24, 8, 8)
+    model = Siglip(tmp_path / "whole")
+    assert torch.allclose(model(picture), whole.vision_model(pixel_values=model.pixels(picture)).pooler_output)
+    assert not torch.allclose(model(picture), Siglip(checkpoint)(picture))
+
+
 def test_embeddings_are_of_each_clip_and_kept_for_these_weights(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
