@@ -138,10 +138,8 @@ def show(rows: Sequence[Fidelity], fits: Sequence[dict[str, Any]], out: Console)
                 if found:
                     table.add_row(codec, proxy, *(_cell(found.get(measure)) for measure in MEASURES))
         out.print(table)
-    out.print(
-        "log(real bits) = a + b log(proxy bits); error: median over clips that the fit did not see; elasticity: b"
-    )
-    out.print("over filters alone")
+    out.print("log(real bits) = a + b log(proxy bits); error: median over clips that the fit did not see;")
+    out.print("elasticity: b over filters alone")
     table = Table()
     for title in ("codec", "proxy", "a", "b", "error, %", "elasticity"):
         table.add_column(title, justify="left" if title in ("codec", "proxy") else "right")
