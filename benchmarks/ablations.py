@@ -79,16 +79,16 @@ def variant_run(name: str, **machine: Any) -> SmcRun:
     variant = VARIANTS[name]
     terms = asdict(SemanticTermsConfig.small()) | {"perceptual": 0.0, "adversarial": 0.0} | dict(variant.terms)
     terms["masked"] = terms["masked"] | dict(variant.masked)
-    recipe = load_recipe(RECIPE, **machine).as_dict()
-    return make_run(recipe | {"terms": terms} | dict(variant.recipe) | machine, name)
+    recipe = load_recipe(SmcRun, RECIPE, **machine).as_dict()
+    return make_run(SmcRun, recipe | {"terms": terms} | dict(variant.recipe) | machine, name)
 
 
 def teaching_run(**machine: Any) -> SmcRun:
     """The run that only teaches the coder, for the share of the minutes that the recipe gives to it."""
-    recipe = load_recipe(RECIPE, **machine)
+    recipe = load_recipe(SmcRun, RECIPE, **machine)
     stages = {"coded": 1.0, "free": recipe.free / recipe.coded, "full_price": recipe.full_price / recipe.coded}
     minutes = {"max_minutes": recipe.coded * recipe.max_minutes}
-    return make_run(recipe.as_dict() | machine | stages | minutes, "the shared teaching")
+    return make_run(SmcRun, recipe.as_dict() | machine | stages | minutes, "the shared teaching")
 
 
 def chosen_variants(text: str) -> list[str]:

@@ -16,7 +16,9 @@ from scene_edge.models.cards import RECORD, write_card
 class Trainable(str, Enum):
     """What can be trained."""
 
-    scene = "scene"
+    scene_s = "scene-s"
+    scene_paper = "scene-paper"
+    scene_asconv = "scene-asconv"
     smc_s = "smc-s"
     smc_m = "smc-m"
     smc_paper = "smc-paper"
@@ -62,16 +64,16 @@ def train(
 
 def _trainer(model: Trainable) -> Any:
     """The training function of a model, as `run(**settings) -> record`; imports only what it needs."""
-    if model is Trainable.scene:
-        from scene_edge.models.train_scene import SceneRun
+    if model.value.startswith("scene-"):
+        from scene_edge.models.recipes import SceneRun, load_recipe
         from scene_edge.models.train_scene import train as train_scene
 
-        return lambda **settings: train_scene(SceneRun(**settings))
+        return lambda **settings: train_scene(load_recipe(SceneRun, model.value, **settings))
     if model.value.startswith("smc-"):
-        from scene_edge.models.recipes import load_recipe
+        from scene_edge.models.recipes import SmcRun, load_recipe
         from scene_edge.models.train_smc import train as train_smc
 
-        return lambda **settings: train_smc(load_recipe(model.value, **settings))
+        return lambda **settings: train_smc(load_recipe(SmcRun, model.value, **settings))
     if model is Trainable.detector:
         from scene_edge.models.train_detector import DetectorRun
         from scene_edge.models.train_detector import train as train_detector

@@ -18,6 +18,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from scene_edge.codec.annexb import NAL_SEI, iter_nals
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.media import planes_of, probe, read_video
 from scene_edge.codec.planes import U8, Planes, pack
@@ -54,7 +55,11 @@ class DataConfig:
 
 
 def x264_round_trip(frames: list[Planes], crf: int, fps: float = 25.0) -> tuple[list[Planes], list[int]]:
-    """What x264 makes of `frames` at the camera's settings, and the bits of each access unit."""
+    """What x264 makes of `frames` at the camera's settings, and the bits of each access unit.
+
+    x264's advertisement of itself, over half a kilobyte once a stream, is not counted: the camera strips it, and beside
+    two frames of a small crop it would be as dear as the pictures.
+    """
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
     encoder.time_base = Fraction(1, 1000)
@@ -66,7 +71,8 @@ def x264_round_trip(frames: list[Planes], crf: int, fps: float = 25.0) -> tuple[
 
     def drain(packets: Iterable[Any]) -> None:
         for packet in packets:
-            bits.append(packet.size * 8)
+            advertisement = sum(nal.end - nal.start for nal in iter_nals(bytes(packet)) if nal.type == NAL_SEI)
+            bits.append((packet.size - advertisement) * 8)
             decoded.extend(decoder.decode(packet))
 
     for index, planes in enumerate(frames):
@@ -163,12 +169,16 @@ def relight_packed(pictures: list[U8], random: np.random.Generator) -> list[U8]:
 
 @dataclass(frozen=True)
 class Batch:
-    """original, lossy: u8 [B, T, h, w, 24]; whole: the uncropped first frames; video_bpp [B]: bits per luma sample."""
+    """original, lossy: u8 [B, T, h, w, 24]; whole: the uncropped first frames; video_bpp [B]: bits per luma sample.
+
+    `clips` [B] says which clip of the cache each crop is of.
+    """
 
     original: U8
     lossy: U8
     whole: list[U8]
     video_bpp: NDArray[np.float32]
+    clips: NDArray[np.int64]
 
 
 CRF_WEIGHTS = {27: 1.0, 31: 2.0, 35: 3.0}
@@ -220,7 +230,7 @@ class ClipSampler:
 
     def sample(self, batch: int, crf: int | None = None) -> Batch:
         """A batch of crops, each at a CRF of its own unless one is given."""
-        originals, lossies, wholes, rates = [], [], [], []
+        originals, lossies, wholes, rates, clips = [], [], [], [], []
         for _ in range(batch):
             index = int(self.random.choice(len(self.arrays), p=self.weights))
             chosen = crf or int(self.random.choice(self.crfs, p=self.chances))
@@ -237,4 +247,5 @@ class ClipSampler:
             lossies.append(pair[1])
             rates.append(self.entries[index]["bpp"][str(chosen)])
             wholes.append(np.array(original[start]))
-        return Batch(np.stack(originals), np.stack(lossies), wholes, np.array(rates, np.float32))
+            clips.append(index)
+        return Batch(np.stack(originals), np.stack(lossies), wholes, np.array(rates, np.float32), np.array(clips))

@@ -1,107 +1,70 @@
-"""A differentiable stand-in for H.264: block transform, QP, and per block the cheaper of intra and previous frame.
+"""The codec through which a pre-filter is trained: a differentiable proxy, by itself or behind the real x264.
 
-Closer to a video codec than SCENE's JPEG proxy (arXiv 2601.22189, section 2.3), which knows no prediction in time;
-still without motion search and loop filter. It ranks filters by direction of change, not by absolute bits.
+Neural wrapping (CVPR 2025, equation 8): what the loss sees is the real codec's picture, what flows back is the proxy's
+gradient, I = sg(I_x264 - I_proxy) + I_proxy. Without that a filter learns to please the proxy.
 """
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 8
+from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.planes import pack, unpack
+from scene_edge.models.data import x264_round_trip
+from scene_edge.models.layers import from_packed, to_packed
+from scene_edge.models.proxy_hybrid import HybridProxy
+from scene_edge.models.proxy_jpeg import JpegProxy
+
+PROXIES: dict[str, type[nn.Module]] = {"jpeg": JpegProxy, "hybrid": HybridProxy}
+"""Every proxy is `forward(frames, qp) -> (reconstructions, bits [B])`, on packed floats [B, 24, h, w] in 0..1."""
 
 
-def dct_matrix(size: int = BLOCK) -> Tensor:
-    """Orthonormal DCT-II, [size, size]."""
-    k = torch.arange(size, dtype=torch.float32)[:, None]
-    n = torch.arange(size, dtype=torch.float32)[None, :]
-    matrix = torch.cos(math.pi * (n + 0.5) * k / size) * math.sqrt(2.0 / size)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix
+class RealCodec(nn.Module):
+    """x264 at the camera's settings with the gradient of a proxy: the interface of a proxy, the values of x264.
 
+    CRF and QP are taken for each other, rounded to a whole number.
+    """
 
-def quantiser_step(qp: float) -> float:
-    """H.264's step for 8-bit samples: 0.625 at QP 0, doubling every six."""
-    return float(0.625 * 2.0 ** (qp / 6.0))
-
-
-class CodecProxy(nn.Module):
-    """Codes a sequence of packed pictures at a QP: `forward(frames, qp)` -> (reconstructions, bits [B])."""
-
-    dct: Tensor
-
-    def __init__(self) -> None:
+    def __init__(self, proxy: nn.Module) -> None:
         super().__init__()
-        self.register_buffer("dct", dct_matrix())
+        self.proxy = proxy
 
     def forward(self, frames: list[Tensor], qp: float) -> tuple[list[Tensor], Tensor]:
-        """frames: packed float [B, 24, h, w] in 0..1, in display order; the first is intra only."""
-        step = quantiser_step(qp) / 255.0
-        decoded: list[Tensor] = []
-        bits = torch.zeros(frames[0].shape[0], device=frames[0].device)
-        previous: list[Tensor] | None = None
-        for frame in frames:
-            planes = [
-                F.pixel_shuffle(frame[:, :16], 4),
-                F.pixel_shuffle(frame[:, 16:20], 2),
-                F.pixel_shuffle(frame[:, 20:], 2),
-            ]
-            rebuilt = []
-            for index, plane in enumerate(planes):
-                out, cost = self._plane(plane, previous[index] if previous else None, step)
-                rebuilt.append(out)
-                bits = bits + cost
-            previous = rebuilt
-            decoded.append(
-                torch.cat(
-                    [
-                        F.pixel_unshuffle(rebuilt[0], 4),
-                        F.pixel_unshuffle(rebuilt[1], 2),
-                        F.pixel_unshuffle(rebuilt[2], 2),
-                    ],
-                    1,
-                )
-            )
-        return decoded, bits
+        """frames: packed float [B, 24, h, w] in 0..1; bits [B] are of all frames of a sample.
 
-    def _plane(self, plane: Tensor, reference: Tensor | None, step: float) -> tuple[Tensor, Tensor]:
-        blocks = _blocks(plane)
-        intra, intra_bits = self._code(blocks, _neighbour_mean(plane), step, deadzone=1 / 3)
-        if reference is None:
-            return _plane(intra, plane), intra_bits.sum((1, 2))
-        inter, inter_bits = self._code(blocks, _blocks(reference), step, deadzone=1 / 6)
-        choose = (inter_bits <= intra_bits).float()  # a hard choice; gradients flow through whichever won
-        bits = choose * inter_bits + (1 - choose) * intra_bits
-        mask = choose[..., None, None]
-        return _plane(mask * inter + (1 - mask) * intra, plane), bits.sum((1, 2))
-
-    def _code(self, blocks: Tensor, prediction: Tensor, step: float, deadzone: float) -> tuple[Tensor, Tensor]:
-        """[B, r, c, 8, 8] -> reconstruction of the same shape and bits [B, r, c]."""
-        levels = self.dct @ (blocks - prediction) @ self.dct.T / step
-        rounded = levels.sign() * torch.floor(levels.abs() + deadzone)
-        rounded = levels + (rounded - levels).detach()
-        # log2(1 + |level|) grows as the length of Exp-Golomb codes; the soft level keeps a slope inside the dead zone
-        bits = 1.7 * torch.log2(1.0 + levels.abs() ** 1.5).sum((-1, -2)) + 0.25
-        return (self.dct.T @ (rounded * step) @ self.dct) + prediction, bits
+        x264 sees the frames in eight bits. Bits are multiplied by what the proxy's change by, not added to: the proxy
+        counts on a scale of its own, and what matters is by which factor the rate changes.
+        """
+        crf = round(qp)
+        real, real_bits = coded_by_x264(frames, crf)
+        if not torch.is_grad_enabled():
+            return real, real_bits
+        decoded, bits = self.proxy(frames, float(crf))
+        through = [near + (true - near).detach() for near, true in zip(decoded, real, strict=True)]
+        return through, real_bits * (bits / bits.detach())
 
 
-def _blocks(plane: Tensor) -> Tensor:
-    """[B, 1, H, W] -> [B, H/8, W/8, 8, 8]."""
-    batch, _, height, width = plane.shape
-    return plane.reshape(batch, height // BLOCK, BLOCK, width // BLOCK, BLOCK).transpose(2, 3)
+@torch.no_grad()
+def coded_by_x264(frames: list[Tensor], crf: int) -> tuple[list[Tensor], Tensor]:
+    """Packed float frames [B, 24, h, w] in 0..1 -> what x264 makes of each sample's sequence, and its bits [B]."""
+    rows, columns = frames[0].shape[2:]
+    sequences = np.stack([to_packed(frame).cpu().numpy() for frame in frames], 1)
+    pictures, bits = [], []
+    for sequence in sequences:
+        planes = [unpack(np.ascontiguousarray(picture), columns * 4, rows * 4) for picture in sequence]
+        seen, spent = x264_round_trip(planes, crf)
+        pictures.append(np.stack([pack(picture)[:rows, :columns] for picture in seen]))
+        bits.append(float(sum(spent)))
+    device = frames[0].device
+    stacked = torch.from_numpy(np.stack(pictures)).to(device)
+    return [from_packed(stacked[:, index]) for index in range(len(frames))], torch.tensor(bits, device=device)
 
 
-def _plane(blocks: Tensor, like: Tensor) -> Tensor:
-    return blocks.transpose(2, 3).reshape(like.shape)
-
-
-def _neighbour_mean(plane: Tensor) -> Tensor:
-    """DC prediction from the blocks above and to the left, [B, H/8, W/8, 1, 1]."""
-    means = F.avg_pool2d(plane, BLOCK)
-    padded = F.pad(means, (1, 0, 1, 0), mode="replicate")
-    predicted: Tensor = (padded[:, 0, 1:, :-1] + padded[:, 0, :-1, 1:])[..., None, None] / 2
-    return predicted
+def build_codec(proxy: str, real_codec: bool) -> nn.Module:
+    """The proxy of that name, alone or behind real x264. Raises ConfigError for a name there is not."""
+    if proxy not in PROXIES:
+        raise ConfigError("no such codec proxy", got=proxy, allowed=", ".join(PROXIES))
+    built = PROXIES[proxy]()
+    return RealCodec(built) if real_codec else built

@@ -24,7 +24,7 @@ from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.operating_point import HOLD
-from scene_edge.models.scene import THUMB, SceneConfig, SceneFilterGraph, SceneNet, ScenePriorGraph
+from scene_edge.models.scene import THUMB, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
@@ -225,7 +225,7 @@ def _smc_shapes(model: AnySmc, graph: str, rows: int, columns: int) -> dict[str,
 @torch.no_grad()
 def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> BundleExport:
     """SCENE's two graphs: the filter of each frame, and the prior that sets its coefficients."""
-    model = SceneNet(SceneConfig())
+    model = SceneNet()
     record = load_average(run, model)
     folder = build_cache(DataConfig(data), cache)
     prior, thumbs, frames = ScenePriorGraph(model), [], []

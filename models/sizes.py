@@ -1,14 +1,17 @@
-"""SMC by name: each published or shipped size and the class that builds it."""
+"""SMC and SCENE by name: each published or shipped size and the class that builds it."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
 from scene_edge.codec.errors import ConfigError
+from scene_edge.models.scene import SceneNet
+from scene_edge.models.scene_paper import ScenePaper, ScenePaperConfig
 from scene_edge.models.smc import Smc, SmcConfig
 from scene_edge.models.smc_paper import SmcPaper
 
 AnySmc: TypeAlias = Smc | SmcPaper
+AnyScene: TypeAlias = SceneNet | ScenePaper
 
 CAMERA_SIZES = {
     "smc-s": SmcConfig(),
@@ -26,3 +29,15 @@ def build_smc(size: str) -> AnySmc:
     if size == "smc-paper":
         return SmcPaper()
     raise ConfigError("no such size of SMC", got=size, allowed=", ".join(SIZES))
+
+
+SCENE_SIZES = ("scene-s", "scene-paper", "scene-asconv")
+
+
+def build_scene(size: str) -> AnyScene:
+    """An untrained network of that size; `scene-asconv` is the published one's baseline. Raises as `build_smc` does."""
+    if size == "scene-s":
+        return SceneNet()
+    if size in SCENE_SIZES:
+        return ScenePaper(ScenePaperConfig(semantic=size == "scene-paper"))
+    raise ConfigError("no such size of SCENE", got=size, allowed=", ".join(SCENE_SIZES))

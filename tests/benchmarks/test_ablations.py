@@ -35,7 +35,7 @@ from scene_edge.models.data import ClipSampler
 from scene_edge.models.loop import Trainer
 from scene_edge.models.objectives import MachineDistance
 from scene_edge.models.operating_point import QUALITY_STEPS, price_of_bits
-from scene_edge.models.recipes import load_recipe
+from scene_edge.models.recipes import SmcRun, load_recipe
 from scene_edge.models.semantic_objective import SemanticTerms, SemanticTermsConfig
 from scene_edge.models.semantics import SEMANTIC
 from scene_edge.models.smc import Smc, SmcConfig
@@ -76,7 +76,7 @@ def test_a_variant_changes_one_part_and_nothing_else(name: str, changed: dict[st
 def test_every_variant_is_tested_and_full_is_the_shipped_recipe_with_its_terms() -> None:
     assert len(VARIANTS) == 9
     full, shipped = (
-        dict(flat(run.as_dict())) for run in (variant_run(FULL, **MACHINE), load_recipe(RECIPE, **MACHINE))
+        dict(flat(run.as_dict())) for run in (variant_run(FULL, **MACHINE), load_recipe(SmcRun, RECIPE, **MACHINE))
     )
     assert {key for key in shipped if full[key] != shipped[key] and not key.startswith("terms.")} == set()
     assert (full["terms.alpha"], full["terms.beta"], full["terms.masked.mask_ratio"]) == (1.0, 0.1, 0.9)
@@ -84,7 +84,7 @@ def test_every_variant_is_tested_and_full_is_the_shipped_recipe_with_its_terms()
 
 def test_the_shared_teaching_takes_the_recipe_s_share_of_the_minutes() -> None:
     run = teaching_run(**MACHINE)
-    recipe = load_recipe(RECIPE, **MACHINE)
+    recipe = load_recipe(SmcRun, RECIPE, **MACHINE)
     assert run.max_minutes == pytest.approx(recipe.coded * 10.0)
     assert run.coded == 1.0
     assert run.full_price * run.max_minutes == pytest.approx(recipe.full_price * 10.0)

@@ -97,7 +97,7 @@ def test_training_ends_with_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return {"steps": 7, "config": {"batch": 2}}
 
     monkeypatch.setattr(cli, "_trainer", lambda _: trained)
-    cli.train(cli.Trainable.scene, data=tmp_path, out=tmp_path / "run", weaknesses="No night scenes.")
+    cli.train(cli.Trainable.scene_s, data=tmp_path, out=tmp_path / "run", weaknesses="No night scenes.")
     text = (tmp_path / "run" / "card.md").read_text()
     assert "| steps | 7 |" in text
     assert "No night scenes." in text

@@ -13,10 +13,11 @@ pytest.importorskip("onnx")
 
 from scene_edge.codec.errors import ConfigError  # noqa: E402
 from scene_edge.models import keepsake  # noqa: E402
+from scene_edge.models.cli import Trainable  # noqa: E402
 from scene_edge.models.loop import Progressed  # noqa: E402
-from scene_edge.models.recipes import SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
+from scene_edge.models.recipes import SceneRun, SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
 from scene_edge.models.semantic_objective import SemanticTermsConfig  # noqa: E402
-from scene_edge.models.sizes import SIZES, build_smc  # noqa: E402
+from scene_edge.models.sizes import SCENE_SIZES, SIZES, build_scene, build_smc  # noqa: E402
 from scene_edge.models.train_smc import SmcTraining, load_start  # noqa: E402
 from tests.data import data_folder  # noqa: E402
 
@@ -24,9 +25,15 @@ MACHINE = {"data": Path("data"), "out": Path("out")}
 
 
 def test_every_size_has_a_recipe() -> None:
-    assert recipe_names() == sorted(SIZES)
+    assert recipe_names(SmcRun) == sorted(SIZES)
+    assert recipe_names(SceneRun) == sorted(SCENE_SIZES)
+    for name in SCENE_SIZES:
+        scene = load_recipe(SceneRun, name, **MACHINE, max_minutes=3.0)
+        assert (scene.size, scene.max_minutes) == (name, 3.0)
+        assert not set(scene.as_dict()) & {"data", "out", "threads"}
+        json.dumps(scene.as_dict())
     for name in SIZES:
-        run = load_recipe(name, **MACHINE, max_minutes=3.0)
+        run = load_recipe(SmcRun, name, **MACHINE, max_minutes=3.0)
         assert (run.size, run.max_minutes) == (name, 3.0)
         assert 0.0 <= run.free <= run.full_price <= 1.0
         assert run.coded == 0.0 or run.full_price <= run.coded < 1.0
@@ -34,30 +41,53 @@ def test_every_size_has_a_recipe() -> None:
         json.dumps(run.as_dict())
 
 
+def test_every_recipe_is_a_command() -> None:
+    commands = {trainable.value for trainable in Trainable}
+    assert commands - {"detector", "action"} == {*SIZES, *SCENE_SIZES}
+
+
 def test_the_paper_s_recipe_has_the_paper_s_terms() -> None:
-    terms = load_recipe("smc-paper", **MACHINE).terms
+    terms = load_recipe(SmcRun, "smc-paper", **MACHINE).terms
     assert (terms.alpha, terms.beta, terms.components, terms.masked.mask_ratio) == (1.0, 0.1, 5, 0.9)
-    assert load_recipe("smc-s", **MACHINE).terms.is_off
+    assert load_recipe(SmcRun, "smc-s", **MACHINE).terms.is_off
+
+
+def test_scene_s_learns_from_x264_and_the_published_one_and_its_baseline_from_a_jpeg_alone() -> None:
+    small, paper, baseline = (
+        load_recipe(SceneRun, name, **MACHINE) for name in ("scene-s", "scene-paper", "scene-asconv")
+    )
+    assert (small.proxy, small.real_codec) == ("hybrid", True)
+    assert (paper.proxy, paper.real_codec, paper.machine_weight) == ("jpeg", False, 0.0)
+    assert paper.as_dict() | {"size": "scene-asconv"} == baseline.as_dict(), "what is compared differs in nothing else"
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("kind", "settings", "named"),
     [
-        ({"bach": 4}, "bach"),
-        ({"batch": "many"}, "batch"),
-        ({"terms": {"alpha": "loud"}}, "terms.alpha"),
+        (SmcRun, {"bach": 4}, "bach"),
+        (SmcRun, {"batch": "many"}, "batch"),
+        (SmcRun, {"terms": {"alpha": "loud"}}, "terms.alpha"),
+        (SmcRun, {"proxy": "jpeg"}, "proxy"),
+        (SceneRun, {"proxy": "mpeg"}, "proxy"),
+        (SceneRun, {"real_codec": "perhaps"}, "real_codec"),
     ],
 )
-def test_a_bad_recipe_is_refused_by_the_name_of_what_is_wrong(settings: dict[str, object], named: str) -> None:
+def test_a_bad_recipe_is_refused_by_the_name_of_what_is_wrong(
+    kind: type[SmcRun] | type[SceneRun], settings: dict[str, object], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named):
-        make_run({**MACHINE, **settings})
+        make_run(kind, {**MACHINE, **settings})
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="smc-xl"):
-        load_recipe("smc-xl", **MACHINE)
+        load_recipe(SmcRun, "smc-xl", **MACHINE)
     with pytest.raises(ConfigError, match="smc-xl"):
         build_smc("smc-xl")
+    with pytest.raises(ConfigError, match="scene-paper"):
+        load_recipe(SceneRun, "smc-s", **MACHINE)
+    with pytest.raises(ConfigError, match="scene-xl"):
+        build_scene("scene-xl")
 
 
 @pytest.fixture
