@@ -70,7 +70,7 @@ class SemanticsConfig(NetworkConfig):
         "GOP, and silence where none does.",
     )
     max_share: float = Field(
-        0.05, gt=0, le=1, description="auto: semantic packets take at most this share of the bytes of the H.264 stream."
+        0.02, gt=0, le=1, description="auto: semantic packets take at most this share of the bytes of the H.264 stream."
     )
     max_latency_ms: int | None = Field(
         None, ge=1, le=10_000, description="Send a packet after this much video at the latest; null: one for each GOP."
