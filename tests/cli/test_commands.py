@@ -168,7 +168,7 @@ def test_a_missing_package_names_its_extra(
 def test_train_without_torch_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['torch'] = None;"
-        "import scene_edge.cli as cli; sys.exit(cli.run(['train', 'scene', '--data', '.', '--out', 'x']))"
+        "import scene_edge.cli as cli; sys.exit(cli.run(['train', 'scene-s', '--data', '.', '--out', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
