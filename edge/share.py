@@ -43,8 +43,8 @@ class ShareControl:
     What one GOP takes too much, later ones save; what they leave, later ones may use, half of it at a time and no more
     than some GOPs' worth. So semantics never exceed their share by more than about one GOP's packets, except that a
     silent GOP still takes a packet's header. What a GOP will take is told from its first frame by the ratio that GOPs
-    had lately, which rises at once and falls slowly; at the start all other frames are taken to be half as dear as the
-    first, which is more than most are, and the first GOP's video to be no more than its keyframe.
+    had lately, which rises at once and falls slowly; at the start a GOP is taken to cost half as many first
+    frames as it has frames, which is more than most do, and the first GOP's video to be no more than its keyframe.
     """
 
     def __init__(self, steps: Sequence[float], max_share: float, gop: int) -> None:

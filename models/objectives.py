@@ -54,7 +54,7 @@ class MachineDistance(nn.Module):
         return total
 
     def missed(self, seen: list[Tensor], truth: list[Tensor]) -> Tensor:
-        """1 - F1 of the positions that detector claims with more than CLAIMED, softened to a slope: a number.
+        """1 - F1 of the positions that the detector claims with more than CLAIMED, softened to a slope: a number.
 
         Who reads a detector reads what it is surer of than that. In a picture from which much was lost, the likeliest
         value of most objects lies below: all of them are missed while hardly anything is found that is not there.
@@ -105,9 +105,7 @@ MISSED = 3.0
 def weighed(excess: Tensor, value: Tensor, wanted: Tensor) -> Tensor:
     """Excess cross entropies with misses made dear: value, wanted in 0..1.
 
-    Who reads a detector reads what it is surer of than 0.5. In a picture from which much was lost the likeliest value
-    of most objects lies below: all of them would be missed, while hardly anything is found that is not there. In terms
-    of F1 an object had better count from a chance of about a third on.
+    In terms of F1 an object had better count from a chance of about a third on (see `MachineDistance.missed`).
     """
     return excess * torch.where((value < wanted) & (wanted > 0.5), MISSED, 1.0)
 

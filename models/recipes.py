@@ -51,7 +51,7 @@ class SmcRun(Recipe):
     full_price: float = 0.1
     sample_weight: float = 8.0
     machine_weight: float = 1.0
-    missed_weight: float = 3.0
+    missed_weight: float = 0.0
     verdict_weight: float = 1.0
     semantic_weight: float = 0.5
     rate_weight: float = 0.5

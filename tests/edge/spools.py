@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
 
 from scene_edge.edge.clock import FakeClock
 from scene_edge.edge.spool import Lane, Limits, MemorySpool, Notices, Record, Spool
 from scene_edge.edge.spool_sqlite import SqliteSpool
+from tests.waiting import wait_until
 
 SESSION, OLD = 0xFEDC_BA98_7654_3210, 7
 
@@ -94,12 +92,3 @@ def settle(spool: Spool) -> None:
     """Wait until the writer has nothing to do."""
     if isinstance(spool, SqliteSpool):
         wait_until(lambda: not (spool._unsaved or spool._done_rows or spool._bad_rows))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.01)
-    pytest.fail("what was waited for did not come")

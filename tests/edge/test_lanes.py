@@ -20,7 +20,8 @@ from scene_edge.edge.publisher import Publisher, Voice
 from scene_edge.edge.spool import Lane, Limits, MemorySpool, Notices, Record
 from scene_edge.edge.spool_sqlite import SqliteSpool
 from scene_edge.edge.transport import MemoryTransport
-from tests.edge.spools import OLD, SESSION, Bench, benches, record, seqs, wait_until
+from tests.edge.spools import OLD, SESSION, Bench, benches, record, seqs
+from tests.waiting import wait_until
 
 TOPICS = Topics("gate-1")
 

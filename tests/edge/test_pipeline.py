@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from scene_edge.edge.sources import SourceInfo, TestSource
 from scene_edge.edge.spool import Limits, MemorySpool
 from scene_edge.edge.transport import MemoryTransport, Message
 from tests.edge.conftest import Configure
+from tests.waiting import wait_until
 
 UTC_OFFSET_NS = 1_700_000_000_000_000_000
 
@@ -192,15 +192,6 @@ def test_a_live_source_drops_at_the_door_and_counts(configure: Configure, monkey
     assert 3 <= snapshot.spooled <= 5
     # Numbers are given behind the encoder, so the stream has no holes.
     assert numbers(rig.messages()[0]) == list(range(snapshot.spooled))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.01)
-    pytest.fail("what was waited for did not come")
 
 
 def test_video_does_not_wait_for_semantics(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,6 +20,7 @@ from scene_edge.edge.publisher import Publisher, Voice
 from scene_edge.edge.spool import Limits, MemorySpool, Record
 from scene_edge.edge.transport import Listener, MemoryTransport, Message, PahoTransport
 from scene_edge.edge.watchdog import Watchdog, notify_systemd
+from tests.waiting import wait_until
 
 SESSION = 0xABC
 TOPICS = Topics("gate-1")
@@ -71,15 +72,6 @@ def desk() -> Iterator[Desk]:
     yield made
     if made.publisher._thread.is_alive():
         made.publisher.stop()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(1500):
-        if condition():
-            return
-        pause.wait(0.01)
-    pytest.fail("what was waited for did not come")
 
 
 def test_records_leave_in_order_and_are_freed_by_the_servers_ack(desk: Desk) -> None:

@@ -20,7 +20,8 @@ from scene_edge.edge import spool_sqlite
 from scene_edge.edge.spool import Lane, Limits, Record
 from scene_edge.edge.spool_file import MAX_DAMAGED, DamagedFileError, Head, SpoolFile
 from scene_edge.edge.spool_sqlite import SqliteSpool
-from tests.edge.spools import OLD, SESSION, Bench, benches, fragments, record, seqs, settle, wait_until, walk
+from tests.edge.spools import OLD, SESSION, Bench, benches, fragments, record, seqs, settle, walk
+from tests.waiting import wait_until
 
 TAIL_BYTES = 4096
 SAMPLED_OFFSETS = 24

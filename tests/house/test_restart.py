@@ -7,10 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from scene_edge.edge.camera import Camera
 from scene_edge.edge.settings import load_config
@@ -20,6 +17,7 @@ from scene_edge.server.pictures import Analytics, PicturePipeline
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Store
 from scene_edge.server.worker import CameraWorker, Inbound
+from tests.waiting import wait_until
 
 SETTINGS = [
     "camera=gate-1",
@@ -125,12 +123,3 @@ def test_what_a_killed_camera_had_spooled_is_committed_once(tmp_path: Path) -> N
     after.open()
     after.close()
     assert after.ledger.snapshot().backfill.recovered == 0, "the file was let go of"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.01)
-    pytest.fail("what was waited for did not come")
