@@ -377,7 +377,9 @@ def test_a_folder_that_cannot_be_made(bench: Bench) -> None:
 # Kills
 
 CHILD = """
+import itertools
 import sys
+import time
 from pathlib import Path
 from scene_edge.edge import spool_sqlite
 from scene_edge.edge.clock import SystemClock
@@ -398,8 +400,9 @@ session = int(sys.argv[2])
 spool = spool_sqlite.SqliteSpool(
     Path(sys.argv[1]), Limits(10**9), session=session, clock=SystemClock(), notices=Notices()
 )
-for seq in range(10**6):
-    spool.put([Record("video", (b"%d|" % seq) * 300, seq, (seq,))])
+for seq in itertools.count():
+    while not spool.put([Record("video", (b"%d|" % seq) * 300, seq, (seq,))]):
+        time.sleep(0.001)  # full for the moment, on a slow disk: only the signal may end this
     if seq % 7 == 6:
         spool.acknowledge(session, max(0, stored[-1] - 40))
 """
