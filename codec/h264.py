@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import av.error
+import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
@@ -15,13 +17,32 @@ from scene_edge.codec.errors import DecoderError, FormatError
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import MAX_SIDE, Planes
 
-__all__ = ["H264Decoder", "has_idr"]
+__all__ = ["Decoded", "H264Decoder", "has_idr"]
 
 _MAX_PENDING = 64
 
+_CODING = np.dtype(
+    [("blocks", "u4"), ("start", np.uintp), ("stride", np.uintp), ("type", "i4"), ("qp", "i4"), ("planes", "i4", 8)],
+    align=True,
+)
+"""FFmpeg's AVVideoEncParams: how a picture was coded, before one AVVideoBlockParams for each macroblock."""
+
+_BLOCK = np.dtype([("place", "i4", 4), ("delta_qp", "i4")])
+
+
+class Decoded(NamedTuple):
+    """A decoded picture; `qp` is the mean quantiser of its macroblocks, 0..51, None where FFmpeg does not tell it.
+
+    A slice's own QP says less: where quantisation is adaptive, a busy picture's lies ten below what its blocks get.
+    """
+
+    frame_seq: int
+    planes: Planes
+    qp: float | None
+
 
 class H264Decoder:
-    """Access units in, (frame_seq, Planes) out; low delay, so a stream without B-frames gives each picture at once.
+    """Access units in, pictures out; low delay, so a stream without B-frames gives each picture at once.
 
     Bit-exact by standard. After an error the decoder starts afresh: give it a keyframe.
     """
@@ -31,7 +52,7 @@ class H264Decoder:
         self._context = self._open()
         self._pending: OrderedDict[int, None] = OrderedDict()
 
-    def decode(self, annexb: bytes, frame_seq: int) -> list[tuple[int, Planes]]:
+    def decode(self, annexb: bytes, frame_seq: int) -> list[Decoded]:
         """The pictures that this access unit completes: none or one in a stream without B-frames.
 
         Raises DecoderError if FFmpeg refuses the bytes. Damage that it conceals gives a picture all the same.
@@ -45,7 +66,7 @@ class H264Decoder:
             self._pending.popitem(last=False)
         return self._run(packet, f"cannot decode frame {frame_seq}")
 
-    def flush(self) -> list[tuple[int, Planes]]:
+    def flush(self) -> list[Decoded]:
         """What the decoder still holds. It may be used again, with a keyframe."""
         pictures = self._run(None, "cannot finish decoding")
         self.reset()
@@ -56,19 +77,19 @@ class H264Decoder:
         self._context = self._open()
         self._pending.clear()
 
-    def _run(self, packet: av.Packet[Any] | None, what: str) -> list[tuple[int, Planes]]:
+    def _run(self, packet: av.Packet[Any] | None, what: str) -> list[Decoded]:
         try:
             return [self._picture(frame) for frame in self._context.decode(packet)]
         except (av.error.FFmpegError, FormatError, ValueError, MemoryError) as error:
             self.reset()
             raise DecoderError(what, got=str(error), hint="Decoding begins again at the next keyframe.") from error
 
-    def _picture(self, frame: VideoFrame) -> tuple[int, Planes]:
+    def _picture(self, frame: VideoFrame) -> Decoded:
         if frame.width > MAX_SIDE or frame.height > MAX_SIDE:
             raise DecoderError("picture is too large", got=f"{frame.width}x{frame.height}", allowed=MAX_SIDE)
         frame_seq = frame.pts if frame.pts is not None else next(iter(self._pending), 0)
         self._pending.pop(frame_seq, None)
-        return frame_seq, planes_of(frame)
+        return Decoded(frame_seq, planes_of(frame), _mean_qp(frame))
 
     def _open(self) -> VideoCodecContext:
         context = av.CodecContext.create("h264", "r")
@@ -77,5 +98,20 @@ class H264Decoder:
         context.thread_count = self._threads
         # Frame threads would hold pictures back; slices are decoded side by side within one picture.
         context.thread_type = "SLICE"
+        context.options = {"export_side_data": "venc_params"}
         context.flags |= av.codec.context.Flags.low_delay
         return context
+
+
+def _mean_qp(frame: VideoFrame) -> float | None:
+    found: Any = frame.side_data  # typed as if its keys were names
+    side = found.get(Type.VIDEO_ENC_PARAMS)
+    if side is None:
+        return None
+    data = memoryview(side)
+    (coding,) = np.frombuffer(data, _CODING, 1)
+    count, stride = int(coding["blocks"]), int(coding["stride"])
+    if not count or stride != _BLOCK.itemsize:
+        return None
+    blocks = np.frombuffer(data, _BLOCK, count, int(coding["start"]))
+    return float(coding["qp"] + blocks["delta_qp"].mean())

@@ -24,6 +24,7 @@ from scene_edge.codec.planes import aligned
 MAX_QUALITIES = 16
 STRIDES = (8, 16, 32)
 MAX_HOLD = 30
+MAX_QP = 51
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +81,19 @@ def hold_of(bundle: Bundle) -> int:
     if not isinstance(hold, int) or isinstance(hold, bool) or not 1 <= hold <= MAX_HOLD:
         raise BundleError(f"bundle {bundle.name}: hold is not usable", got=str(hold)[:80], allowed=f"1..{MAX_HOLD}")
     return hold
+
+
+def fused_from_qp(bundle: Bundle) -> float:
+    """The QP from which on an SMC bundle's fusion helps: pictures coded more finely are best left as they are.
+
+    0 where the bundle does not say: all are fused. Raises BundleError.
+    """
+    value = bundle.parameters.get("fused_from_qp", 0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_QP:
+        raise BundleError(
+            f"bundle {bundle.name}: fused_from_qp is not usable", got=str(value)[:80], allowed=f"0..{MAX_QP}"
+        )
+    return float(value)
 
 
 def tensors_of(tables: Sequence[LatentTables]) -> dict[str, NDArray[np.uint16]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scene_edge.codec.errors import DecoderError
-from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.h264 import Decoded, H264Decoder
 from scene_edge.codec.identity import AccessUnit
 from scene_edge.codec.latents import FrameCode, message
 from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, SemanticPacket
@@ -101,13 +101,13 @@ class GopCoder:
             self.lost["gap"] += 1
             self._expected = None
             return out + self._close(cut=True)
-        lossy = self._decode(unit)
-        if lossy is None:
+        picture = self._decode(unit)
+        if picture is None:
             self._expected = None
             return out + self._close(cut=True)
         started_ns = time.perf_counter_ns()
         try:
-            code = self._encoder.encode(original, lossy, self._choose if unit.keyframe else None)
+            code = self._encoder.encode(original, picture.planes, self._choose if unit.keyframe else None, picture.qp)
         except Exception:
             # The caller decides what a failed network means; here the GOP ends, so that a later call starts clean.
             self._expected = self._open = None
@@ -139,7 +139,7 @@ class GopCoder:
         """The first frame of the packet that is still open; None if every frame pushed is out or lost."""
         return None if self._open is None else self._open.first.frame_seq
 
-    def _decode(self, unit: AccessUnit) -> Planes | None:
+    def _decode(self, unit: AccessUnit) -> Decoded | None:
         started_ns = time.perf_counter_ns()
         try:
             pictures = self._decoder.decode(unit.data, unit.frame_seq)
@@ -147,10 +147,10 @@ class GopCoder:
             self.lost["local_decode"] += 1
             return None
         self.decode_time.add(started_ns)
-        if len(pictures) != 1 or pictures[0][0] != unit.frame_seq:
+        if len(pictures) != 1 or pictures[0].frame_seq != unit.frame_seq:
             self.lost["local_decode"] += 1
             return None
-        return pictures[0][1]
+        return pictures[0]
 
     def _choose(self, bits: Sequence[float]) -> int | None:
         self._chosen = True

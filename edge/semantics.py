@@ -12,7 +12,7 @@ from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
 from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
-from scene_edge.codec.quality import hold_of, latent_shape, load_qualities
+from scene_edge.codec.quality import fused_from_qp, hold_of, latent_shape, load_qualities
 from scene_edge.edge.scene import SessionOpener, engine_name
 
 Choose = Callable[[Sequence[float]], int | None]
@@ -42,6 +42,7 @@ class SemanticEncoder:
         self._silent = True
         self._shape = latent_shape(bundle, width, height)
         self._hold, self._frames = hold_of(bundle), 0
+        self._fused_from_qp = fused_from_qp(bundle)
         self._width, self._height = width, height
         rows, columns = aligned(height) // 4, aligned(width) // 4
         self._zero_states = _zero_states(bundle, rows // 4, columns // 4)
@@ -58,10 +59,13 @@ class SemanticEncoder:
         """The quantiser step of each quality."""
         return tuple(quality.step for quality in self._qualities)
 
-    def encode(self, original: Planes, lossy: Planes, choose: Choose | None = None) -> FrameCode:
+    def encode(
+        self, original: Planes, lossy: Planes, choose: Choose | None = None, qp: float | None = None
+    ) -> FrameCode:
         """One frame. `choose` begins a GOP: all state starts from zero. Raises EngineError.
 
-        The rest of a silent GOP does not run the network.
+        `qp` is the quantiser that `lossy` was coded with. A GOP whose first frame has one so low that no server would
+        fuse it is silent unasked. A silent GOP does not run the network (again).
         """
         for picture in (original, lossy):
             if (picture.width, picture.height) != (self._width, self._height):
@@ -74,7 +78,9 @@ class SemanticEncoder:
         if self._frames % self._hold and self.last_latents is not None:
             return NO_CODE
         latents: I16 = np.zeros(self._shape, np.int16)
-        if choose is not None or not self._silent:
+        if choose is not None and qp is not None and qp < self._fused_from_qp:
+            self._fall_silent()
+        elif choose is not None or not self._silent:
             latent = self._run(original, lossy, key=choose is not None)
             if choose is not None:
                 self._begin(latent, choose)
@@ -95,9 +101,15 @@ class SemanticEncoder:
     def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
         bits = [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in self._qualities]
         quality = choose(bits)
-        self._silent = quality is None
-        self.quality = self._coarsest if quality is None else quality
-        self._coder = LatentEncoder(self._qualities[self.quality].tables)
+        if quality is None:
+            self._fall_silent()
+            return
+        self._silent, self.quality = False, quality
+        self._coder = LatentEncoder(self._qualities[quality].tables)
+
+    def _fall_silent(self) -> None:
+        self._silent, self.quality = True, self._coarsest
+        self._coder = LatentEncoder(self._qualities[self._coarsest].tables)
 
 
 def quantise(latent: NDArray[np.generic], step: float) -> I16:

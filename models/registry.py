@@ -23,7 +23,7 @@ from scene_edge.models import keepsake
 from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
-from scene_edge.models.operating_point import HOLD
+from scene_edge.models.operating_point import FUSED_FROM_QP, HOLD
 from scene_edge.models.scene import THUMB, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
@@ -168,6 +168,7 @@ def smc_export(
         "tables": "tables.safetensors",
         "quality_steps": steps,
         "hold": HOLD,
+        "fused_from_qp": FUSED_FROM_QP,
         "config": model.config.as_dict(),
         "weights": sum(value.numel() for value in model.parameters()),
         "mean_bits_per_frame": mean_bits,

@@ -17,7 +17,7 @@ from scene_edge.codec.bundle import Bundle, shipped_bundles, shipped_zoo
 from scene_edge.codec.errors import BundleError, FormatError, PacketError
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes, aligned, pack, unpack
-from scene_edge.codec.quality import PacketDecoder, latent_shape
+from scene_edge.codec.quality import PacketDecoder, fused_from_qp, latent_shape
 from scene_edge.inference.session import Session, open_session
 
 PREFERENCE = ("openvino", "onnx", "litert")
@@ -44,6 +44,7 @@ class FusionDecoder:
         session: Session | None = None,
     ) -> None:
         self._packets = PacketDecoder.of(bundle, width, height)
+        self._fused_from_qp = fused_from_qp(bundle)
         self.latent_shape = latent_shape(bundle, width, height)
         self.bundle, self.width, self.height = bundle, width, height
         self._h, self._w = aligned(height) // 4, aligned(width) // 4
@@ -72,17 +73,29 @@ class FusionDecoder:
         """The quantiser step that belongs to a packet's quality. Raises PacketError."""
         return self._packets.quality_of(packet).step
 
-    def fuse(self, lossy: Planes, latent: NDArray[np.int16] | None, key: bool, step: float | None = None) -> Planes:
+    def fuse(
+        self,
+        lossy: Planes,
+        latent: NDArray[np.int16] | None,
+        key: bool,
+        step: float | None = None,
+        qp: float | None = None,
+    ) -> Planes:
         """The fused picture. `key` starts a GOP (states are cleared); latent None is a frame without semantics.
 
-        `step` is the quantiser's, of the packet that the latent came in. Raises FormatError for a latent without one.
+        `step` is the quantiser's, of the packet that the latent came in; `qp` is the video's. Where that is so low that
+        fusion would only do harm, the picture is returned as it is, and the next one is fused as if it began a GOP.
+        Raises FormatError for a latent without a step.
         """
         if (lossy.width, lossy.height) != (self.width, self.height):
             raise FormatError(
                 "picture of another size", got=f"{lossy.width}x{lossy.height}", allowed=f"{self.width}x{self.height}"
             )
-        if key:
+        passed = qp is not None and qp < self._fused_from_qp
+        if key or passed:
             self._state_lossy, self._state_fuse = self._zero_lossy, self._zero_fuse
+        if passed:
+            return lossy
         values = np.zeros((1, *self.latent_shape), np.float32)
         if latent is not None:
             if step is None:

@@ -17,7 +17,7 @@ import structlog
 
 from scene_edge.codec.annexb import has_idr
 from scene_edge.codec.errors import BundleError, DecoderError, EngineError, EntropyError, PacketError, SceneEdgeError
-from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.h264 import Decoded, H264Decoder
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
@@ -136,12 +136,13 @@ class PicturePipeline:
             log.warning("video does not decode", camera=self._state.camera, seq=joined.frame_seq, error=str(error))
             yield from self._lose_pictures()
             return
-        for seq, planes in pictures:
-            yield from self._arrived(seq, planes)
+        for picture in pictures:
+            yield from self._arrived(picture)
         if len(self._undecoded) > MAX_UNDECODED:
             yield from self._lose_pictures()
 
-    def _arrived(self, seq: int, planes: Planes) -> Iterator[Outcome]:
+    def _arrived(self, picture: Decoded) -> Iterator[Outcome]:
+        seq, planes = picture.frame_seq, picture.planes
         for earlier in [key for key in self._undecoded if key < seq]:
             yield from self._lost(self._undecoded.pop(earlier))
         joined = self._undecoded.pop(seq, None)
@@ -152,7 +153,7 @@ class PicturePipeline:
             self._state.dropped("video_wrong_size")
             yield self._blank(joined, joined.unit)
             return
-        fused = self._fuse(joined, joined.unit, planes)
+        fused = self._fuse(joined, joined.unit, picture)
         yield self._analyse(joined, joined.unit, planes, fused)
 
     def _lose_pictures(self) -> Iterator[Outcome]:
@@ -172,10 +173,10 @@ class PicturePipeline:
 
     # Fusion
 
-    def _fuse(self, joined: Joined, unit: VideoUnit, planes: Planes) -> Planes | None:
+    def _fuse(self, joined: Joined, unit: VideoUnit, picture: Decoded) -> Planes | None:
         if self._fusion is None or joined.status is JoinStatus.UNPAIRED:
             return None
-        feed = self._feed_for(joined.packet, planes)
+        feed = self._feed_for(joined.packet, picture.planes)
         if feed is None:
             return None
         latent, step = None, None
@@ -188,7 +189,8 @@ class PicturePipeline:
             self._refuse("semantic_damaged", error)
         try:
             with self._timed("fuse"):
-                return feed.decoder.fuse(planes, latent, unit.keyframe, step)
+                fused = feed.decoder.fuse(picture.planes, latent, unit.keyframe, step, picture.qp)
+            return None if fused is picture.planes else fused
         except Exception as error:  # a runtime may raise anything: the camera's stream goes on without it
             log.exception("fusion failed", camera=self._state.camera)
             self._state.dropped("fusion_failed")

@@ -28,7 +28,7 @@ from scene_edge.codec.errors import (
     SeiError,
     SourceError,
 )
-from scene_edge.codec.h264 import H264Decoder
+from scene_edge.codec.h264 import Decoded, H264Decoder
 from scene_edge.codec.identity import AccessUnit
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
@@ -106,7 +106,8 @@ class PictureDecoder:
         packet = self._packets.pop(unit.frame_seq, None)
         started_ns = time.perf_counter_ns()
         try:
-            found = dict(self._h264.decode(unit.data, unit.frame_seq)).get(unit.frame_seq)
+            decoded = self._h264.decode(unit.data, unit.frame_seq)
+            found = next((picture for picture in decoded if picture.frame_seq == unit.frame_seq), None)
         except DecoderError as error:
             log.warning("frame repeated", seq=unit.frame_seq, error=str(error))
             found = None
@@ -131,10 +132,10 @@ class PictureDecoder:
         if not self._report.frames:
             raise DecoderError("no frame of the recording decodes", hint="Check that the file is complete.")
 
-    def _fuse(self, lossy: Planes, packet: SemanticPacket | None, unit: AccessUnit) -> Planes:
-        feed = self._open_feed(lossy, packet)
+    def _fuse(self, picture: Decoded, packet: SemanticPacket | None, unit: AccessUnit) -> Planes:
+        feed = self._open_feed(picture.planes, packet)
         if feed is None:
-            return lossy
+            return picture.planes
         latent, step = None, None
         started_ns = time.perf_counter_ns()
         try:
@@ -142,9 +143,9 @@ class PictureDecoder:
         except (PacketError, EntropyError) as error:
             log.warning("packet not used", seq=unit.frame_seq, error=str(error))
             self._report.faults["semantic_refused" if isinstance(error, PacketError) else "semantic_damaged"] += 1
-        fused = feed.decoder.fuse(lossy, latent, unit.keyframe, step)
+        fused = feed.decoder.fuse(picture.planes, latent, unit.keyframe, step, picture.qp)
         self._ns["fuse"] += time.perf_counter_ns() - started_ns
-        self._report.fused += 1
+        self._report.fused += fused is not picture.planes
         return fused
 
     def _open_feed(self, lossy: Planes, packet: SemanticPacket | None) -> LatentFeed | None:

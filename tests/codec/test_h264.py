@@ -30,7 +30,7 @@ def survive(decoder: H264Decoder, data: bytes, seq: int) -> int:
 def test_one_picture_for_each_access_unit_at_once() -> None:
     decoder = H264Decoder()
     for seq, unit in enumerate(UNITS):
-        ((found, planes),) = decoder.decode(unit, seq + 1000)
+        ((found, planes, _),) = decoder.decode(unit, seq + 1000)
         assert found == seq + 1000
         assert (planes.width, planes.height) == (96, 64)
         assert np.abs(planes.y.astype(int) - picture(seq).y).mean() < 8
@@ -40,14 +40,32 @@ def test_one_picture_for_each_access_unit_at_once() -> None:
 def test_lossless_streams_come_back_exactly() -> None:
     decoder = H264Decoder()
     for seq, unit in enumerate(access_units(count=4, options={"qp": "0"})):
-        ((_, planes),) = decoder.decode(unit, seq)
+        ((_, planes, _),) = decoder.decode(unit, seq)
         expected = picture(seq)
         assert all((getattr(planes, name) == getattr(expected, name)).all() for name in "yuv")
 
 
+@pytest.mark.parametrize("tools", ["", "cabac=0:", "slices=3:", "tff=1:", "bframes=2:", "ref=4:weightp=2:"])
+def test_the_mean_quantiser_is_the_encoders(tools: str) -> None:
+    for qp in (7, 30, 51):
+        settings = f"{tools}qp={qp}:ipratio=1:pbratio=1:aq-mode=0"
+        decoder = H264Decoder()
+        units = access_units(6, options={"x264-params": settings, "preset": "fast", "tune": "psnr"})
+        decoded = [picture for seq, unit in enumerate(units) for picture in decoder.decode(unit, seq)]
+        assert [picture.qp for picture in decoded + decoder.flush()] == [qp] * 6
+
+
+def test_adaptive_quantisers_are_averaged_over_macroblocks() -> None:
+    units = access_units(1, 320, 192, options={"x264-params": "crf=30:aq-mode=1:aq-strength=2.0"})
+    ((_, _, qp),) = H264Decoder().decode(units[0], 0)
+    assert qp is not None
+    assert qp != round(qp), "blocks differ, so that their mean is hardly whole"
+    assert 15 < qp < 45
+
+
 def test_pictures_stay_as_they_are_while_decoding_goes_on() -> None:
     decoder = H264Decoder()
-    ((_, first),) = decoder.decode(UNITS[0], 0)
+    ((_, first, _),) = decoder.decode(UNITS[0], 0)
     before = first.y.copy()
     for seq, unit in enumerate(UNITS[1:], start=1):
         decoder.decode(unit, seq)
@@ -63,14 +81,14 @@ def test_change_of_resolution_at_a_keyframe() -> None:
     decoder, sizes = H264Decoder(), []
     streams = (access_units(3), access_units(3, width=160, height=96), access_units(3))
     for seq, unit in enumerate(unit for stream in streams for unit in stream):
-        sizes += [(planes.width, planes.height) for _, planes in decoder.decode(unit, seq)]
+        sizes += [(planes.width, planes.height) for _, planes, _ in decoder.decode(unit, seq)]
     assert sizes == [(96, 64)] * 3 + [(160, 96)] * 3 + [(96, 64)] * 3
 
 
 def test_odd_sizes_are_cut_to_even_ones() -> None:
     decoder = H264Decoder()
     units = access_units(2, width=98, height=66)
-    ((_, planes),) = decoder.decode(units[0], 0)
+    ((_, planes, _),) = decoder.decode(units[0], 0)
     assert (planes.width, planes.height) == (98, 66)
 
 
@@ -123,7 +141,7 @@ def test_random_damage_is_survived() -> None:
 def test_sequences_may_go_backwards_and_wrap() -> None:
     decoder = H264Decoder()
     for seq, unit in zip((2**32 - 1, 0, 7, 3, 3, 2), UNITS, strict=False):
-        assert [found for found, _ in decoder.decode(unit, seq)] == [seq]
+        assert [found for found, _, _ in decoder.decode(unit, seq)] == [seq]
 
 
 @pytest.mark.parametrize("name", ["fi031.mp4", "carphone_pristine.mp4"])
@@ -138,8 +156,8 @@ def test_real_clips_decode_as_their_player_shows_them(name: str) -> None:
             unit = to_annexb(bytes(packet), extradata)
             marked = insert_sei(unit, bytes(40), ANCHOR_UUID)
             assert strip_sei(marked, ANCHOR_UUID) == unit
-            found.update(decoder.decode(marked, packet.pts))
-        found.update(decoder.flush())
+            found |= {picture.frame_seq: picture.planes for picture in decoder.decode(marked, packet.pts)}
+        found |= {picture.frame_seq: picture.planes for picture in decoder.flush()}
         container.seek(0)
         expected = [planes_of(frame) for _, frame in zip(range(12), container.decode(stream), strict=False)]
     assert len(found) == 24

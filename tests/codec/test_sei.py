@@ -158,7 +158,7 @@ def test_matroska_packets_become_annex_b() -> None:
     units = [to_annexb(packet, extradata) for packet in packets]
     assert [has_idr(unit) for unit in units] == [True, False, False, False] * 2
     pictures = [picture for seq, unit in enumerate(units) for picture in decoder.decode(unit, seq)]
-    assert [seq for seq, _ in pictures] == list(range(8))
+    assert [picture.frame_seq for picture in pictures] == list(range(8))
     assert [nal.type for nal in iter_nals(units[0])][:2] == [7, 8]
 
 

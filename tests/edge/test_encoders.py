@@ -73,7 +73,7 @@ def test_the_stream_decodes_and_is_the_same_twice() -> None:
     first = coded()
     assert [picture.data for picture in first] == [picture.data for picture in coded()]
     decoder = H264Decoder()
-    numbers = [seq for picture in first for seq, _ in decoder.decode(picture.data, picture.pts)]
+    numbers = [seq for picture in first for seq, _, _ in decoder.decode(picture.data, picture.pts)]
     assert numbers == list(range(13))
 
 

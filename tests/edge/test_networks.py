@@ -116,6 +116,8 @@ def test_wrong_kinds_sizes_and_parameters_are_refused(zoo: Path) -> None:
         ("hold", 0),
         ("hold", True),
         ("hold", 31),
+        ("fused_from_qp", "low"),
+        ("fused_from_qp", 52),
     ):
         smc.parameters = {**good, name: broken}
         with pytest.raises(BundleError, match=name):
@@ -163,6 +165,21 @@ def test_a_held_latent_stands_until_the_next_of_its_own_or_a_keyframe(zoo: Path)
         assert encoder.last_latents is not None
         found.append(int(encoder.last_latents.flat[0]))
     assert found == [2, 2, 3, 3, 4, 2, 2, 3]  # the tiny network counts its runs: none at the frames between
+
+
+def test_where_the_video_is_good_enough_nothing_is_said_and_no_network_runs(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open("smc-tiny", zoo=zoo)
+    bundle.parameters = {**bundle.parameters, "fused_from_qp": 30}
+    encoder, runs = SemanticEncoder(bundle, 96, 64, onnx_session), []
+    run = encoder._session.run
+    monkeypatch.setattr(encoder._session, "run", lambda feed: runs.append(1) or run(feed))
+    for qp, expected in ((29.9, 0), (30.0, 1), (None, 1), (12.0, 0)):
+        runs.clear()
+        codes = [encoder.encode(flat(50), flat(48), finest, qp), encoder.encode(flat(50), flat(48), None, 12.0)]
+        assert bool(message(codes)) == bool(expected)
+        assert len(runs) == 2 * expected, "the key frame decides for its GOP"
 
 
 def test_equal_pictures_at_a_keyframe_cost_nothing(zoo: Path) -> None:
@@ -403,7 +420,7 @@ def test_a_clip_is_coded_from_the_picture_that_the_server_will_see(configure: Co
     coder = PacketDecoder.of(bundle, clip.width, clip.height)
     latents = [z for packet in clip.packets for z in coder.decode(packet)]
     for index, (unit, latent) in enumerate(zip(clip.access_units, latents, strict=True)):
-        ((_, lossy),) = decoder.decode(unit.data, index)
+        ((_, lossy, _),) = decoder.decode(unit.data, index)
         difference = pack(originals[index]).astype(np.float32)[..., :2] - pack(lossy)[..., :2]
         cells = difference.reshape(4, 4, 6, 4, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
         expected = np.rint(cells + index % 5)

@@ -93,7 +93,8 @@ def test_the_pictures_are_those_that_the_encoder_made(tmp_path: Path, plain: Con
     out = tmp_path / "out.mkv"
     encode_recording(write_video(tmp_path / "a.mp4", 8), out, plain())
     decoder = H264Decoder()
-    direct = [planes for index, (_, unit) in enumerate(access_units(out)) for _, planes in decoder.decode(unit, index)]
+    units = enumerate(unit for _, unit in access_units(out))
+    direct = [picture.planes for index, unit in units for picture in decoder.decode(unit, index)]
     with av.open(str(out)) as container:
         played = [frame.to_ndarray()[:64] for frame in container.decode(video=0)]
     assert len(direct) == len(played) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_states_run_on_and_begin_anew_with_a_key(decoder: FusionDecoder) -> None
     assert float(decoder._state_fuse.max()) == 3.0
     decoder.fuse(lossy, None, True)
     assert float(decoder._state_fuse.max()) == 1.0
+
+
+def test_a_picture_that_was_coded_finely_is_left_alone(bundle: Bundle) -> None:
+    choosy = copy(bundle)
+    choosy.parameters = {**bundle.parameters, "fused_from_qp": 33}
+    decoder = FusionDecoder(choosy, WIDTH, HEIGHT, prefer=("onnx",), precision="fp32", threads=1)
+    lossy, ones = picture(0), np.ones((CHANNELS, 4, 6), np.int16)
+    assert decoder.fuse(lossy, ones, True, 1.0, 40.0) is not lossy
+    assert decoder.fuse(lossy, ones, False, 1.0, 32.9) is lossy
+    assert float(decoder._state_fuse.max()) == 0.0, "what comes next may not remember what lies before it"
+    for qp in (33.0, None):
+        assert float(decoder.fuse(lossy, ones, False, 1.0, qp).y.mean()) < float(lossy.y.mean())
 
 
 def test_a_size_that_is_no_multiple_of_the_grid(bundle: Bundle) -> None:
