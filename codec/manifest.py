@@ -22,11 +22,13 @@ MAX_GRAPHS = 16
 MAX_ARTIFACTS = 32
 MAX_TENSORS = 32
 MAX_RANK = 6
+MAX_KERNELS = 16
 MAX_DIMENSION = 1 << 20
 
 KINDS = ("smc", "scene", "detector", "action")
 ENGINES = ("openvino", "onnx", "litert", "tensorrt")
 SUFFIX_OF_ENGINE = {"openvino": ir.SUFFIX, "onnx": ".onnx", "litert": ".tflite", "tensorrt": ".onnx"}
+LAYOUTS = ("oihw", "ohwi")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "bool")
 SUFFIXES = (".onnx", ir.SUFFIX, ".bin", ".tflite", ".safetensors", ".json", ".md")
@@ -49,6 +51,25 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelSlot:
+    """Where in a file the kernels of one convolution lie, so that others may be written over them.
+
+    Offsets are in bytes. Weights are s8 where there are `scales` [outputs] in f32, one for each output, else f32. The
+    bias is s32 in units of input_scale * scale where `input_scale` is given, and `bias_scales` is where these units
+    stand; else it is f32. `layout` is "oihw" or "ohwi".
+    """
+
+    layer: str
+    file: str
+    layout: str
+    weights: int
+    bias: int
+    scales: int | None = None
+    bias_scales: int | None = None
+    input_scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A graph in the form of one engine. `shape_hint` is the (h, w) of the packed grid to which it is fixed, if any."""
 
@@ -56,6 +77,7 @@ class Artifact:
     precision: str
     file: str
     shape_hint: tuple[int, int] | None = None
+    kernels: tuple[KernelSlot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +220,7 @@ def _graph(name: str, entry: object, files: Mapping[str, FileEntry]) -> Graph:
 
 
 def _artifact(entry: object, where: str, files: Mapping[str, FileEntry]) -> Artifact:
-    fields = _object(entry, where, {"engine", "precision", "file"}, {"shape"})
+    fields = _object(entry, where, {"engine", "precision", "file"}, {"shape", "kernels"})
     engine = _choice(fields["engine"], f"{where}.engine", ENGINES)
     shape = fields.get("shape")
     hint = None
@@ -213,7 +235,43 @@ def _artifact(entry: object, where: str, files: Mapping[str, FileEntry]) -> Arti
         precision=_choice(fields["precision"], f"{where}.precision", PRECISIONS),
         file=_listed(fields["file"], f"{where}.file", files, SUFFIX_OF_ENGINE[engine]),
         shape_hint=hint,
+        kernels=_kernels(fields.get("kernels", []), f"{where}.kernels", files),
     )
+
+
+def _kernels(value: object, where: str, files: Mapping[str, FileEntry]) -> tuple[KernelSlot, ...]:
+    slots = []
+    for item in _sequence(value, where, MAX_KERNELS):
+        optional = {"scales", "bias_scales", "input_scale"}
+        fields = _object(item, where, {"layer", "file", "layout", "weights", "bias"}, optional)
+        file = check_file_name(fields["file"])
+        if file not in files:
+            raise BundleError(f"{where}.file is not among the files", got=file)
+        last = files[file].size_bytes - 1
+        places = {
+            key: None if fields.get(key) is None else _integer(fields[key], f"{where}.{key}", 0, last)
+            for key in ("weights", "bias", "scales", "bias_scales")
+        }
+        unit = fields.get("input_scale")
+        if unit is not None and (isinstance(unit, bool) or not isinstance(unit, int | float) or not 0 < unit < 1e6):
+            raise BundleError(f"{where}.input_scale out of range", got=str(unit)[:80], allowed="above 0, below 1e6")
+        if places["weights"] is None or places["bias"] is None or (unit is not None and places["bias_scales"] is None):
+            raise BundleError(f"{where} must say where weights, bias and its units lie", got=sorted(fields))
+        slots.append(
+            KernelSlot(
+                layer=_text(fields["layer"], f"{where}.layer", _NAME),
+                file=file,
+                layout=_choice(fields["layout"], f"{where}.layout", LAYOUTS),
+                weights=places["weights"],
+                bias=places["bias"],
+                scales=places["scales"],
+                bias_scales=places["bias_scales"],
+                input_scale=None if unit is None else float(unit),
+            )
+        )
+    if len({slot.layer for slot in slots}) != len(slots):
+        raise BundleError(f"{where} names a layer twice", got=[slot.layer for slot in slots])
+    return tuple(slots)
 
 
 def _tensors(value: object, where: str) -> tuple[TensorSpec, ...]:

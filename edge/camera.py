@@ -88,7 +88,7 @@ class Camera:
         settings = encoder_settings(config, info.width, info.height, info.fps)
         choice = choose_encoder(config.video, settings)
         self._encoder = create_encoder(choice.encoder, settings)
-        self._networks = open_networks(config, info.width, info.height, strict=False)
+        self._networks = open_networks(config, info.width, info.height, strict=False, live=True)
         for reason in (*choice.degraded, *self._networks.degraded):
             self.degrade(reason)
         self._pipeline = Pipeline(

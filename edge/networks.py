@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, SceneEdgeError
+from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.scene import SceneFilter
@@ -37,8 +38,8 @@ class Networks:
             self.semantics.close()
 
 
-def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool) -> Networks:
-    """SCENE and SMC for `width` x `height` luma samples.
+def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool, live: bool = False) -> Networks:
+    """SCENE and SMC for `width` x `height` luma samples; `live` is SCENE's.
 
     `strict`: raise the error of whatever does not open. Otherwise the camera goes on without it and `degraded` says so.
     """
@@ -47,7 +48,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     if config.scene.enabled:
         try:
             opener = _Opener(config, config.scene)
-            networks.scene = SceneFilter(opener.bundle, width, height, opener)
+            networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live)
             degraded += opener.fallbacks("scene")
         except SceneEdgeError as error:
             if strict:
@@ -95,9 +96,11 @@ class _Opener:
     def __init__(self, config: CameraConfig, network: NetworkConfig) -> None:
         self.bundle = open_bundle(config, network.bundle)
         self._network = network
-        self._opened: list[Session] = []
+        self._fallbacks: set[str] = set()
 
-    def __call__(self, bundle: Bundle, graph: str, height: int, width: int) -> Session:
+    def __call__(
+        self, bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None, /
+    ) -> Session:
         session = open_session(
             bundle,
             graph,
@@ -106,10 +109,10 @@ class _Opener:
             prefer=self._network.engines,
             precision=self._network.precision,
             threads=self._network.threads,
+            kernels=kernels,
         )
-        self._opened.append(session)
+        self._fallbacks.update(session.fallbacks)
         return session
 
     def fallbacks(self, part: str) -> list[str]:
-        found = {reason for session in self._opened for reason in session.fallbacks}
-        return [f"{part}: {reason}" for reason in sorted(found)]
+        return [f"{part}: {reason}" for reason in sorted(self._fallbacks)]

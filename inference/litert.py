@@ -53,7 +53,7 @@ class LiteRtSession(CheckedSession):
         file = order.artifact.file
         try:
             # The interpreter reads the model in place: the bytes live as long as it does.
-            self._content = order.bundle.read(file)
+            self._content = order.read(file)
             self._interpreter = module.Interpreter(model_content=self._content, num_threads=order.threads)
             signature = _signature(self._interpreter)
             inputs = _details(order.inputs, self._interpreter.get_input_details(), signature.get("inputs", {}), file)

@@ -71,7 +71,7 @@ class OnnxRuntimeSession(CheckedSession):
         present = runtime.get_available_providers()
         try:
             self._session = runtime.InferenceSession(
-                order.bundle.read(order.artifact.file), options, providers=[name for name in wanted if name in present]
+                order.read(order.artifact.file), options, providers=[name for name in wanted if name in present]
             )
         except self.runtime_errors as error:
             raise EngineError(f"onnxruntime cannot load {order.artifact.file}", got=one_line(error)) from error

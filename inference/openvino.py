@@ -85,10 +85,10 @@ def _read(order: Order) -> Any:
     """The model with its inputs fixed to the order's shapes."""
     file = order.artifact.file
     if file.endswith(ir.SUFFIX):
-        text, weights = ir.inflate(order.bundle.read(file), file), ir.weights_of(file)
-        model = _core().read_model(text, order.bundle.read(weights) if weights in order.bundle.files else b"")
+        text, weights = ir.inflate(order.read(file), file), ir.weights_of(file)
+        model = _core().read_model(text, order.read(weights) if weights in order.bundle.files else b"")
     else:
-        model = _core().read_model(order.bundle.read(file), b"")
+        model = _core().read_model(order.read(file), b"")
     names = {name for port in model.inputs for name in port.get_names()}
     missing = order.inputs.keys() - names
     if missing or len(model.inputs) != len(order.inputs):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Artifact, Bundle
 from scene_edge.codec.errors import EngineError
+from scene_edge.codec.kernels import Kernels, replaced
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -58,6 +59,13 @@ class Order(NamedTuple):
     inputs: Mapping[str, TensorInfo]
     outputs: tuple[str, ...]
     threads: int
+    kernels: Kernels | None = None
+    """What is written over the kernels in its files."""
+
+    def read(self, file: str) -> bytes:
+        """A file of the bundle, with the order's kernels in it. Raises BundleError, EngineError for what do not fit."""
+        data = self.bundle.read(file)
+        return data if self.kernels is None else replaced(data, file, self.artifact, self.kernels)
 
 
 class CheckedSession(ABC):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Artifact, Bundle, Graph, TensorSpec
 from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.planes import MAX_SIDE, PACKED_CHANNELS
 from scene_edge.inference.seam import DEFAULT_THREADS, Order, Session, TensorInfo, Tensors
 
@@ -53,12 +54,14 @@ def open_session(
     precision: str = "int8",
     threads: int | None = None,
     verify: bool = True,
+    kernels: Kernels | None = None,
 ) -> Session:
     """The first engine of `prefer` that really runs `graph`: at `precision` where an artifact has it, else at another.
 
     `height` and `width` are of the packed grid, H/4 and W/4; None for a graph whose shapes are all fixed. "Really runs"
     means: it reproduces the bundle's golden output within its tolerance, or, where it has none at a usable size, gives
-    finite numbers for zeros. What was tried before, and why it failed, stands in `session.fallbacks`.
+    finite numbers for zeros; with other `kernels` in it, it does the latter, having done the former with its own. What
+    was tried before, and why it failed, stands in `session.fallbacks`.
 
     Raises EngineError with every reason if no engine runs it.
     """
@@ -78,7 +81,7 @@ def open_session(
         if not artifacts:
             reasons.append(f"{engine}: bundle {bundle.name} has no artifact for it")
         for artifact in sorted(artifacts, key=lambda item: _unfitness(item, precision, grid)):
-            trial = _Trial(bundle, spec, artifact, threads or DEFAULT_THREADS, golden)
+            trial = _Trial(bundle, spec, artifact, threads or DEFAULT_THREADS, golden, kernels)
             try:
                 session = trial.open(shapes, verify=verify)
             except (EngineError, BundleError) as error:
@@ -139,14 +142,15 @@ class _Trial:
     artifact: Artifact
     threads: int
     golden: Tensors = field(repr=False)
+    kernels: Kernels | None = field(default=None, repr=False)
 
     def open(self, shapes: dict[str, tuple[int, ...]], *, verify: bool) -> Session:
-        session = self._session(shapes)
+        session = self._session(shapes, self.kernels)
         if not verify:
             return session
         golden_shapes = {spec.name: self.golden[f"in.{spec.name}"].shape for spec in self.graph.inputs if self.golden}
         try:
-            if golden_shapes == shapes:
+            if golden_shapes == shapes and self.kernels is None:
                 self._check_golden(session)
                 return session
             if golden_shapes and self.artifact.shape_hint is None:
@@ -157,10 +161,10 @@ class _Trial:
             raise
         return session
 
-    def _session(self, shapes: dict[str, tuple[int, ...]]) -> Session:
+    def _session(self, shapes: dict[str, tuple[int, ...]], kernels: Kernels | None = None) -> Session:
         inputs = {spec.name: TensorInfo(shapes[spec.name], np.dtype(spec.dtype)) for spec in self.graph.inputs}
         outputs = tuple(spec.name for spec in self.graph.outputs)
-        order = Order(self.bundle, self.artifact, inputs, outputs, self.threads)
+        order = Order(self.bundle, self.artifact, inputs, outputs, self.threads, kernels)
         session: Session = import_module(ENGINE_MODULES[self.artifact.engine]).open_engine(order)
         return session
 

@@ -124,7 +124,7 @@ def open_engine(order: Order) -> TensorRtSession:
 
 def _plan(tensorrt: ModuleType, logger: Any, order: Order, cache: Path) -> bytes:
     """The serialised engine, from the cache or built now."""
-    model = order.bundle.read(order.artifact.file)
+    model = order.read(order.artifact.file)
     shapes = sorted((name, info.shape) for name, info in order.inputs.items())
     key = hashlib.sha256(model + repr((shapes, tensorrt.__version__)).encode()).hexdigest()
     cached = cache / f"{key}.engine"

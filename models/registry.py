@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from torch import nn
+from torch import Tensor, nn
 
 from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.kernels import WEIGHTS, Kernel
 from scene_edge.codec.latents import LatentTables
 from scene_edge.codec.planes import ALIGN
 from scene_edge.codec.quality import tensors_of
@@ -24,7 +25,7 @@ from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.operating_point import FUSED_FROM_QP, HOLD
-from scene_edge.models.scene import THUMB, SceneFilterGraph, SceneNet, ScenePriorGraph
+from scene_edge.models.scene import THUMB, FoldedScene, SceneFilterGraph, SceneNet, ScenePriorGraph
 from scene_edge.models.sizes import AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
@@ -48,6 +49,8 @@ class GraphExport:
     outputs: list[str]
     calibration: list[Sample]
     litert_shapes: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    """Of convolutions whose kernels a camera may change, as the module has them now."""
 
 
 @dataclass
@@ -229,18 +232,18 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
     model = SceneNet()
     record = load_average(run, model)
     folder = build_cache(DataConfig(data), cache)
-    prior, thumbs, frames = ScenePriorGraph(model), [], []
+    prior, thumbs, frames, coefficients = ScenePriorGraph(model), [], [], []
     for sequence in _sequences(folder, 13, sequences, 1):
         picture = torch.from_numpy(sequence["original"])
         thumb = (thumbnail(from_packed(picture)) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         thumbs.append({"thumb": thumb.numpy()})
-        frames.append({"x": picture.numpy(), "coefficients": prior(thumb).numpy()})
-    coefficients = (1, model.config.coefficients, 1, 1)
-    shapes: list[dict[str, tuple[int, ...]]] = [
-        {"x": (1, rows, columns, 24), "coefficients": coefficients} for rows, columns in LITERT_SIZES
-    ]
+        frames.append({"x": picture.numpy()})
+        coefficients.append(prior(thumb))
+    usual = FoldedScene(model, torch.cat(coefficients).mean(0, keepdim=True)).eval()
+    shapes: list[dict[str, tuple[int, ...]]] = [{"x": (1, rows, columns, 24)} for rows, columns in LITERT_SIZES]
+    kernels = {name: _kernel(layer) for name, layer in usual.kernels().items()}
     graphs = {
-        "filter": GraphExport(SceneFilterGraph(model), list(frames[0].items()), ["y"], frames, shapes),
+        "filter": GraphExport(SceneFilterGraph(usual), list(frames[0].items()), ["y"], frames, shapes, kernels),
         "prior": GraphExport(prior, list(thumbs[0].items()), ["coefficients"], thumbs, [{"thumb": (1, *THUMB, 24)}]),
     }
     parameters = {
@@ -248,9 +251,14 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         "prior_period_ms": 1000,
         "prior_size": [THUMB[0] * 4, THUMB[1] * 4],
         "config": model.config.as_dict(),
+        "kernels": [[name, f"assembled.{index}.base"] for index, name in enumerate(kernels)],
     }
-    extra = {"weights.safetensors": _weights(model), **card_of(run)}
+    extra = {WEIGHTS: _weights(model), **card_of(run)}
     return BundleExport("scene-s", "scene", graphs, parameters, record, extra)
+
+
+def _kernel(layer: nn.Conv2d) -> Kernel:
+    return Kernel(layer.weight.detach().numpy(), cast(Tensor, layer.bias).detach().numpy())
 
 
 def card_of(run: Path) -> dict[str, bytes]:

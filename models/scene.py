@@ -4,12 +4,14 @@ After SCENE (arXiv 2601.22189): each output channel c of an assembled convolutio
 K_c = sum_i a_{c,i} k_i over E base kernels; the coefficients come from a scene embedding through two 1x1 layers.
 Ours works on planes at a quarter of the size, takes its embedding from a thumbnail through a small network of its
 own, and lets both blocks follow it: the embedding is refreshed about once a second, the filter runs on each frame.
-Since a convolution is linear, sum_i a_{c,i} (k_i * x) equals K_c * x: the coefficients stay an input of the graph.
+Since a convolution is linear, sum_i a_{c,i} (k_i * x) equals K_c * x: training keeps the sum outside, where the
+coefficients are an input; a camera folds them into the kernels (`FoldedScene`), which it changes with the scene.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -97,15 +99,47 @@ class SceneNet(nn.Module):
         return out
 
 
-class SceneFilterGraph(nn.Module):
-    """The graph run on each frame: x u8 [B, h, w, 24], coefficients [B, K, 1, 1] -> y u8 [B, h, w, 24]."""
+class FoldedScene(nn.Module):
+    """SceneNet for one scene: with `coefficients` [1, K, 1, 1] known, assembled convolutions are plain ones.
 
-    def __init__(self, net: SceneNet) -> None:
+    A quarter of the work for E = 4. What changes from scene to scene is `kernels()`, and nothing else.
+    """
+
+    def __init__(self, net: SceneNet, coefficients: Tensor) -> None:
+        super().__init__()
+        self.stem, self.plain, self.head = net.stem, net.plain, net.head
+        width, bases = net.config.width, net.config.bases
+        self.assembled = nn.ModuleList()
+        for layer, part in zip(net.assembled, coefficients.reshape(-1, bases, width), strict=True):
+            base = cast(AssembledConv, layer).base
+            folded = conv(width, width)
+            with torch.no_grad():
+                weights = base.weight.reshape(bases, width, *base.weight.shape[1:])
+                folded.weight.copy_((weights * part[..., None, None, None]).sum(0))
+                cast(Tensor, folded.bias).copy_((cast(Tensor, base.bias).reshape(bases, width) * part).sum(0))
+            self.assembled.append(folded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        feature = F.relu(self.stem(x - 0.5))
+        for assembled, plain in zip(self.assembled, self.plain, strict=True):
+            feature = F.relu(feature + plain(F.relu(assembled(feature))))
+        out: Tensor = x + self.head(feature)
+        return out
+
+    def kernels(self) -> dict[str, nn.Conv2d]:
+        """The convolutions that follow the scene, by the names of their layers in a bundle."""
+        return {f"assembled{index}": cast(nn.Conv2d, layer) for index, layer in enumerate(self.assembled)}
+
+
+class SceneFilterGraph(nn.Module):
+    """The graph run on each frame: x u8 [B, h, w, 24] -> y u8 [B, h, w, 24]."""
+
+    def __init__(self, net: FoldedScene) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
-        return to_packed(self.net(from_packed(x), coefficients))
+    def forward(self, x: Tensor) -> Tensor:
+        return to_packed(self.net(from_packed(x)))
 
 
 class ScenePriorGraph(nn.Module):

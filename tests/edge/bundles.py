@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from scene_edge.codec.bundle import Bundle, write_bundle
+from scene_edge.codec.kernels import Kernel
 from scene_edge.codec.latents import LatentTables
 from scene_edge.codec.quality import tensors_of
+from scene_edge.quantize.kernels import slots_of
 
 CHANNELS = 2
 FLOAT, UINT8 = 1, 2
@@ -18,38 +20,51 @@ Spec = tuple[str, int, list[int | str]]
 
 
 def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
-    """coefficients = [0]; y = x - shift, clipped."""
-    from onnx import helper
+    """y = a (x - shift), clipped, where a = 1 in a picture whose mean is at most 150, and 2 at 200."""
+    from onnx import helper, numpy_helper
+    from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
     thumb: Spec = ("thumb", UINT8, [1, 18, 32, 24])
-    coefficients: Spec = ("coefficients", FLOAT, [1, 1, 1, 1])
+    coefficients: Spec = ("coefficients", FLOAT, [1, 24, 1, 1])
     x: Spec = ("x", UINT8, [1, "h", "w", 24])
     y: Spec = ("y", UINT8, [1, "h", "w", 24])
+    shade = Kernel(np.eye(24, dtype=np.float32)[..., None, None], np.full(24, -shift, np.float32))
     prior = [
         helper.make_node("Cast", ["thumb"], ["t"], to=FLOAT),
-        helper.make_node("ReduceMean", ["t"], ["coefficients"], keepdims=1),
+        helper.make_node("ReduceMean", ["t"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["mean", "bright"], ["above"]),
+        helper.make_node("Relu", ["above"], ["excess"]),
+        helper.make_node("Mul", ["excess", "slope"], ["more"]),
+        helper.make_node("Add", ["more", "one"], ["a"]),
+        helper.make_node("Expand", ["a", "outputs"], ["coefficients"]),
+    ]
+    numbers = [helper.make_tensor(*item) for item in (("bright", FLOAT, [], [150.0]), ("slope", FLOAT, [], [0.02]))]
+    numbers += [helper.make_tensor("one", FLOAT, [], [1.0]), helper.make_tensor("outputs", 7, [4], [1, 24, 1, 1])]
+    filtered = [
+        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
+        helper.make_node("Transpose", ["f"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weights", "bias"], ["shaded"]),
+        helper.make_node("Transpose", ["shaded"], ["packed"], perm=[0, 2, 3, 1]),
+        helper.make_node("Clip", ["packed", "zero", "top"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["y"], to=UINT8),
     ]
     constants = [
         helper.make_tensor("zero", FLOAT, [], [0.0]),
         helper.make_tensor("top", FLOAT, [], [255.0]),
-        helper.make_tensor("shift", FLOAT, [], [shift]),
+        numpy_helper.from_array(shade.weights, "weights"),
+        numpy_helper.from_array(shade.bias, "bias"),
     ]
-    filtered = [
-        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
-        helper.make_node("Mul", ["coefficients", "zero"], ["nothing"]),
-        helper.make_node("Sub", ["f", "shift"], ["shifted"]),
-        helper.make_node("Add", ["shifted", "nothing"], ["steered"]),
-        helper.make_node("Clip", ["steered", "zero", "top"], ["clipped"]),
-        helper.make_node("Cast", ["clipped"], ["y"], to=UINT8),
-    ]
-    _save(folder / "prior.fp32.onnx", "prior", prior, [thumb], [coefficients], [])
-    _save(folder / "filter.fp32.onnx", "filter", filtered, [x, coefficients], [y], constants)
-    graphs = {
-        "prior": _graph("prior", [thumb], [coefficients]),
-        "filter": _graph("filter", [x, coefficients], [y]),
-    }
+    _save(folder / "prior.fp32.onnx", "prior", prior, [thumb], [coefficients], numbers)
+    _save(folder / "filter.fp32.onnx", "filter", filtered, [x], [y], constants)
+    save_file({"shade.weight": shade.weights, "shade.bias": shade.bias}, folder / "weights.safetensors")
+    graphs = {"prior": _graph("prior", [thumb], [coefficients]), "filter": _graph("filter", [x], [y])}
+    file = graphs["filter"]["artifacts"][0]["file"]
+    graphs["filter"]["artifacts"][0]["kernels"] = slots_of(
+        "onnx", {file: (folder / file).read_bytes()}, {"shade": shade}
+    )
     parameters = {"grid": 4, "prior_period_ms": 1000, "prior_size": [72, 128]}
+    parameters |= {"config": {"bases": 1}, "kernels": [["shade", "shade"]]}
     return write_bundle(folder, _manifest("scene-tiny", "scene", graphs, parameters))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, EntropyError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.kernels import KernelBank, Kernels
 from scene_edge.codec.latents import FrameCode, message
 from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, MAX_PACKET_BYTES, SemanticPacket
 from scene_edge.codec.planes import Planes, pack
@@ -33,8 +35,8 @@ from tests.edge.conftest import Configure
 SECOND_NS = 1_000_000_000
 
 
-def onnx_session(bundle: Bundle, graph: str, height: int, width: int) -> Session:
-    return open_session(bundle, graph, height=height, width=width, prefer=("onnx",), precision="fp32")
+def onnx_session(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None) -> Session:
+    return open_session(bundle, graph, height=height, width=width, prefer=("onnx",), precision="fp32", kernels=kernels)
 
 
 def pictures(count: int, width: int = 96, height: int = 64) -> list[Planes]:
@@ -62,6 +64,84 @@ def test_the_filter_keeps_size_and_content(zoo: Path, width: int, height: int) -
     assert out.u.shape == picture.u.shape
     assert scene.engine.startswith("onnx fp32")
     scene.close()
+
+
+def test_kernels_follow_the_scene(zoo: Path) -> None:
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, onnx_session)
+    assert (scene.apply(flat(100), 0).y == 90).all()
+    assert (scene.apply(flat(120), 1).y == 110).all()
+    assert (scene.refreshes, scene.folds) == (1, 1)
+    assert (scene.apply(flat(120), SECOND_NS).y == 110).all()
+    assert (scene.refreshes, scene.folds) == (2, 1), "the scene is as it was"
+    assert (scene.apply(flat(160), 2 * SECOND_NS).y == 1.2 * 150).all()
+    assert scene.folds == 2
+    scene.close()
+
+
+def test_a_live_filter_is_swapped_between_frames_and_what_fails_is_told(zoo: Path) -> None:
+    opened, released = [], threading.Event()
+
+    def opener(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None) -> Session:
+        opened.append(graph)
+        if kernels is not None:
+            assert released.wait(30)
+            if kernels["shade"].bias[0] < -11:
+                raise EngineError("no memory")
+        return onnx_session(bundle, graph, height, width, kernels)
+
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, opener, live=True)
+    for step in range(3):
+        assert (scene.apply(flat(100), step * 2 * SECOND_NS).y == 90).all()
+    assert (opened.count("filter"), scene.folds) == (2, 0), "one filter at a time is made"
+    released.set()
+    _settled(scene)
+    assert (scene.apply(flat(100), 9 * SECOND_NS).y == 90).all()
+    assert scene.folds == 1
+    scene.apply(flat(160), 20 * SECOND_NS)
+    _settled(scene)
+    with pytest.raises(EngineError, match="no memory"):
+        scene.apply(flat(160), 20 * SECOND_NS)
+    scene.close()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_the_shipped_filter_follows_its_scene_in_int8_as_in_float(engine: str) -> None:
+    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}[engine])
+    bundle = Bundle.open("scene-s")
+    packed = pack(pictures(1)[0])[None]
+    rows, columns = packed.shape[1:3]
+    bank, random = KernelBank(bundle), np.random.default_rng(3)
+    found = {}
+    for name, kind, precision in (("float", "onnx", "fp32"), ("int8", engine, "int8")):
+        for spread in (0.1, 0.5):
+            mixed = bank.assemble(0.5 * random.normal(1.0, spread, bank.coefficients))
+            for scene, kernels in (("usual", None), (f"mixed {spread}", mixed)):
+                session = open_session(
+                    bundle, "filter", height=rows, width=columns, prefer=(kind,), precision=precision, kernels=kernels
+                )
+                found[name, scene] = session.run({"x": packed})["y"].astype(float)
+                session.close()
+        random = np.random.default_rng(3)
+    for scene in ("usual", "mixed 0.1", "mixed 0.5"):
+        assert np.abs(found["int8", scene] - found["float", scene]).mean() < 0.35, scene
+    for scene in ("mixed 0.1", "mixed 0.5"):
+        assert np.abs(found["float", scene] - found["float", "usual"]).mean() > 0.1, scene
+
+
+def _settled(scene: SceneFilter) -> None:
+    thread = scene._folding._thread if scene._folding else None
+    assert thread is not None
+    thread.join(30)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("kernels", None), ("kernels", [["shade"]]), ("kernels", [["shade", "other"]]), ("config", {})]
+)
+def test_a_bundle_must_say_what_its_kernels_are_made_of(zoo: Path, key: str, value: Any) -> None:
+    bundle = Bundle.open("scene-tiny", zoo=zoo)
+    bundle.parameters = {**bundle.parameters, key: value}
+    with pytest.raises(BundleError, match="kernels"):
+        SceneFilter(bundle, 96, 64, onnx_session)
 
 
 def test_the_embedding_is_refreshed_each_second_and_at_a_cut(zoo: Path) -> None:
@@ -509,7 +589,7 @@ def test_a_fake_session_fits_the_seam(zoo: Path) -> None:
 
         def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             if "thumb" in inputs:
-                return {"coefficients": np.zeros((1, 1, 1, 1), np.float32)}
+                return {"coefficients": np.ones((1, 24, 1, 1), np.float32)}
             return {"y": inputs["x"] // 2}
 
         def close(self) -> None:

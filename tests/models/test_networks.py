@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 torch = pytest.importorskip("torch")
 
+from scene_edge.codec.bundle import write_bundle  # noqa: E402
+from scene_edge.codec.errors import BundleError  # noqa: E402
+from scene_edge.codec.kernels import KernelBank  # noqa: E402
 from scene_edge.codec.planes import Planes, pack, unpack  # noqa: E402
 from scene_edge.models.data import flip_packed, x264_round_trip  # noqa: E402
 from scene_edge.models.layers import CausalTemporal, from_packed, packed_to_bgr, to_packed  # noqa: E402
-from scene_edge.models.scene import AssembledConv, SceneConfig, SceneFilterGraph, SceneNet  # noqa: E402
+from scene_edge.models.scene import AssembledConv, FoldedScene, SceneConfig, SceneFilterGraph, SceneNet  # noqa: E402
 from scene_edge.models.smc import SemDec, Smc, SmcConfig, SmcDecoder, SmcEncoder  # noqa: E402
 
 SMALL = SmcConfig(latent=4, coder=8, fuse_widths=(8, 8, 8), entry=8)
@@ -119,7 +125,34 @@ def test_untrained_scene_is_the_identity() -> None:
     picture = noise(6, 1, 8, 16, 24)
     coefficients = net.prior(from_packed(noise(7, 1, 18, 32, 24)))
     assert coefficients.shape == (1, net.config.coefficients, 1, 1)
-    assert torch.equal(SceneFilterGraph(net)(picture, coefficients), picture)
+    assert torch.equal(SceneFilterGraph(FoldedScene(net, coefficients))(picture), picture)
+
+
+def test_a_folded_scene_is_the_filter_of_that_scene() -> None:
+    net = SceneNet(SceneConfig(width=8))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    picture = from_packed(noise(6, 1, 8, 16, 24))
+    first, second = torch.rand(2, 1, net.config.coefficients, 1, 1)
+    folded = FoldedScene(net, first)
+    assert torch.allclose(folded(picture), net(picture, first), atol=1e-5)
+    assert not torch.allclose(folded(picture), net(picture, second), atol=1e-3)
+    assert [layer.weight.shape for layer in folded.kernels().values()] == [(8, 8, 3, 3)] * 2
+
+
+def test_a_camera_folds_the_same_kernels_from_half_precision(tmp_path: Path) -> None:
+    net = SceneNet(SceneConfig(width=8))
+    save_file({key: value.half().numpy() for key, value in net.state_dict().items()}, tmp_path / "weights.safetensors")
+    parameters = {"config": net.config.as_dict(), "kernels": [[f"assembled{i}", f"assembled.{i}.base"] for i in (0, 1)]}
+    manifest = {"format": 1, "name": "s", "kind": "scene", "version": "1", "counter": 1, "graphs": {}}
+    bank = KernelBank(write_bundle(tmp_path, {**manifest, "parameters": parameters}))
+    coefficients = torch.rand(1, net.config.coefficients, 1, 1)
+    found = bank.assemble(coefficients.numpy())
+    for name, layer in FoldedScene(net, coefficients).kernels().items():
+        assert np.allclose(found[name].weights, layer.weight.detach(), atol=2e-3)
+        assert layer.bias is not None
+        assert np.allclose(found[name].bias, layer.bias.detach(), atol=2e-3)
+    with pytest.raises(BundleError, match="fit"):
+        bank.assemble(np.ones(3, np.float32))
 
 
 def test_x264_round_trip_keeps_count_and_size_and_obeys_crf() -> None:

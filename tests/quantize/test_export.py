@@ -12,14 +12,17 @@ pytest.importorskip("nncf", reason="quantisation needs the extra train: pip inst
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, numpy_helper
 
 from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, EngineError
+from scene_edge.codec.kernels import Kernel
 from scene_edge.inference.session import golden_error, open_session
 from scene_edge.quantize.export import QuantisationReport, export_bundle
-from scene_edge.quantize.graphs import run_torch, samples_digest, weights_digest
+from scene_edge.quantize.graphs import export_program, run_torch, samples_digest, to_onnx, weights_digest
+from scene_edge.quantize.kernels import slots_of
 from tests.quantize.toys import encoder_sample, filter_sample, toy_graphs
 
 Exported = tuple[Bundle, QuantisationReport, list[str]]
@@ -70,8 +73,43 @@ def test_specs_leave_height_and_width_open_and_nothing_else(exported: Exported) 
     assert shapes == {"x": (1, None, None, 24), "lossy": (1, None, None, 24), "state_sem": (1, 48, None, None)}
     outputs = {spec.name: (spec.dtype, spec.shape) for spec in bundle.graph("encoder").outputs}
     assert outputs == {"latent": ("float32", (1, 8, None, None)), "next_sem": ("float32", (1, 48, None, None))}
-    assert {spec.name: spec.shape for spec in bundle.graph("filter").inputs}["coefficients"] == (1, 32, 1, 1)
+    assert {spec.name: spec.shape for spec in bundle.graph("filter").inputs} == {"x": (1, None, None, 24)}
     assert [spec.dtype for spec in bundle.graph("filter").outputs] == ["uint8"]
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "int8"), ("onnx", "int8"), ("onnx", "fp32")])
+def test_other_kernels_are_written_into_finished_artefacts(exported: Exported, engine: str, precision: str) -> None:
+    bundle, _, _ = exported
+    graph, sample = toy_graphs()["filter"], filter_sample(77)
+    random = np.random.default_rng(4)
+    plain = graph.kernels["middle"]
+    other = Kernel(plain.weights * random.uniform(0.3, 1.7, (len(plain.bias), 1, 1, 1)).astype(np.float32), -plain.bias)
+    outputs = {}
+    for name, kernels in (("own", None), ("other", {"middle": other})):
+        session = open_session(
+            bundle, "filter", height=24, width=40, prefer=(engine,), precision=precision, threads=1, kernels=kernels
+        )
+        assert session.precision == precision
+        outputs[name] = session.run(sample)["y"].astype(float)
+        session.close()
+    own = run_torch(graph, sample)["y"].astype(float)
+    with torch.no_grad():
+        graph.module.middle.weight.copy_(torch.from_numpy(other.weights))
+        graph.module.middle.bias.copy_(torch.from_numpy(other.bias))
+    wanted = run_torch(graph, sample)["y"].astype(float)
+    assert np.abs(own - wanted).mean() > 0.7, "the other kernels must make a difference"
+    assert np.abs(outputs["own"] - own).mean() < 0.3
+    assert np.abs(outputs["other"] - wanted).mean() < 0.3
+    with pytest.raises(EngineError, match="no place for other kernels"):
+        open_session(bundle, "filter", height=24, width=40, prefer=(engine,), kernels={"stem": other})
+
+
+def test_kernels_that_cannot_be_found_again_are_refused() -> None:
+    graph = toy_graphs()["filter"]
+    kernels = {"middle": Kernel(graph.kernels["middle"].weights + 0.1, graph.kernels["middle"].bias)}
+    model = to_onnx(export_program(graph, dict(graph.inputs), {}), ["x"], ["y"])
+    with pytest.raises(EngineError, match="0 times"):
+        slots_of("onnx", {"f.onnx": model.SerializeToString()}, kernels)
 
 
 def test_golden_run_is_float_torch_and_the_tolerance_covers_what_was_measured(exported: Exported) -> None:
@@ -111,7 +149,7 @@ def test_qdq_is_explicit_with_symmetric_weights_per_channel(exported: Exported, 
     model = onnx.load_from_string(bundle.read(file))
     constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     kernels = [name for name, value in constants.items() if value.ndim == 4 and value.dtype == np.int8]
-    assert len(kernels) == 3  # stem, base, head: all of them
+    assert len(kernels) == 3  # stem, middle, head: all of them
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in kernels:
             assert constants[node.input[1]].shape == (constants[node.input[0]].shape[0],)

@@ -1,4 +1,4 @@
-"""Small networks of the shapes that ship: a filter with coefficients, and an encoder with a state."""
+"""Small networks of the shapes that ship: a filter whose kernels change, and an encoder with a state."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scene_edge.codec.kernels import Kernel
 from scene_edge.models.layers import CausalTemporal, ResBlock, from_packed, to_packed
 from scene_edge.models.registry import GraphExport
 
-BASES, WIDTH, LATENT = 2, 16, 8
+WIDTH, LATENT = 16, 8
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -22,21 +23,25 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv
 
 
 class ToyFilter(nn.Module):
-    """x u8 [1, h, w, 24], coefficients [1, 32, 1, 1] -> y u8: nearly the identity, as SCENE is."""
+    """x u8 [1, h, w, 24] -> y u8: nearly the identity, as SCENE is. The kernels in its middle may be changed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv(24, WIDTH)
-        self.base = conv(WIDTH, WIDTH * BASES)
+        self.middle = conv(WIDTH, WIDTH)
         self.head = conv(WIDTH, 24)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
 
-    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         picture = from_packed(x)
         feature = F.relu(self.stem(picture - 0.5))
-        first, second = (self.base(feature) * coefficients).split(WIDTH, 1)
-        return to_packed(picture + self.head(F.relu(feature + first + second)))
+        return to_packed(picture + self.head(F.relu(feature + self.middle(feature))))
+
+    def kernels(self) -> dict[str, Kernel]:
+        bias = self.middle.bias
+        assert bias is not None
+        return {"middle": Kernel(self.middle.weight.detach().numpy(), bias.detach().numpy())}
 
 
 class ToyEncoder(nn.Module):
@@ -67,8 +72,7 @@ def picture(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.
 
 def filter_sample(seed: int, rows: int = 24, columns: int = 40) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
-    coefficients = random.normal(0.7, 0.2, (1, WIDTH * BASES, 1, 1)).astype(np.float32)
-    return {"x": picture(random, rows, columns), "coefficients": coefficients}
+    return {"x": picture(random, rows, columns)}
 
 
 def encoder_sample(seed: int, rows: int = 24, columns: int = 40) -> dict[str, NDArray[Any]]:
@@ -89,5 +93,6 @@ def toy_graphs(samples: int = 12) -> dict[str, GraphExport]:
     ):
         sizes = [{key: value.shape for key, value in sample(0, *size).items()} for size in ((24, 40), (32, 48))]
         calibration = [sample(seed) for seed in range(samples)]
-        graphs[name] = GraphExport(module.eval(), list(sample(0).items()), outputs, calibration, sizes)
+        kernels = module.kernels() if isinstance(module, ToyFilter) else {}
+        graphs[name] = GraphExport(module.eval(), list(sample(0).items()), outputs, calibration, sizes, kernels)
     return graphs

@@ -1,0 +1,134 @@
+"""Other kernels for convolutions of a finished artefact: written over those in its files, whatever the engine.
+
+A filter that follows its scene has kernels that change about once a scene. No engine quantises kernels that are inputs
+of a graph, so they are constants: quantised here, for each output by itself, into the bytes that the bundle's manifest
+points to (`KernelSlot`). Ranges of activations stay as they were calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_edge.codec.bundle import Bundle
+from scene_edge.codec.errors import BundleError
+from scene_edge.codec.manifest import Artifact, KernelSlot
+
+MAX_BASES = 16
+WEIGHTS = "weights.safetensors"
+
+F32: TypeAlias = NDArray[np.float32]
+
+LARGEST = 127
+"""Kernels are symmetric: -127..127 times their scale."""
+
+
+class Kernel(NamedTuple):
+    """weights f32 [outputs, inputs, rows, columns] and bias f32 [outputs] of one convolution."""
+
+    weights: F32
+    bias: F32
+
+
+Kernels: TypeAlias = Mapping[str, Kernel]
+"""By the names of the layers in the manifest."""
+
+
+def replaced(data: bytes, file: str, artifact: Artifact, kernels: Kernels) -> bytes:
+    """A file of an artefact with other kernels in it.
+
+    Raises BundleError where the artefact has no place for one of them, or the file is too short for what it says.
+    """
+    missing = kernels.keys() - {slot.layer for slot in artifact.kernels}
+    if missing:
+        raise BundleError(f"{artifact.file} has no place for other kernels", got=", ".join(sorted(missing)))
+    slots = [slot for slot in artifact.kernels if slot.file == file and slot.layer in kernels]
+    if not slots:
+        return data
+    out = bytearray(data)
+    for slot in slots:
+        for place, values in _values(slot, kernels[slot.layer]):
+            content = np.ascontiguousarray(values).tobytes()
+            if place + len(content) > len(out):
+                raise BundleError(
+                    f"kernels of layer {slot.layer} do not fit into {file}",
+                    got=f"{len(content)} bytes at {place} of {len(out)}",
+                )
+            out[place : place + len(content)] = content
+    return bytes(out)
+
+
+def quantised(weights: F32) -> tuple[NDArray[np.int8], F32]:
+    """Symmetric, for each output by itself: s8 [outputs, ...] and scales f32 [outputs], weights = s8 * scale."""
+    peak = np.abs(weights).reshape(len(weights), -1).max(1)
+    scales = np.maximum(peak / LARGEST, 1e-12).astype(np.float32)
+    whole = np.rint(weights / scales.reshape(-1, *([1] * (weights.ndim - 1))))
+    return np.clip(whole, -LARGEST, LARGEST).astype(np.int8), scales
+
+
+def _values(slot: KernelSlot, kernel: Kernel) -> list[tuple[int, NDArray[Any]]]:
+    """What to write where."""
+    weights, bias = kernel.weights.astype(np.float32), kernel.bias.astype(np.float32)
+    if slot.layout == "ohwi":
+        weights = weights.transpose(0, 2, 3, 1)
+    if slot.scales is None:
+        return [(slot.weights, weights), (slot.bias, bias)]
+    whole, scales = quantised(weights)
+    values: list[tuple[int, NDArray[Any]]] = [(slot.weights, whole), (slot.scales, scales)]
+    if slot.input_scale is None or slot.bias_scales is None:
+        return [*values, (slot.bias, bias)]
+    units = (np.float32(slot.input_scale) * scales).astype(np.float32)
+    return [*values, (slot.bias, np.rint(bias / units).astype(np.int32)), (slot.bias_scales, units)]
+
+
+class KernelBank:
+    """Base kernels of the assembled convolutions of a SCENE bundle: K_c = sum_i a_{c,i} k_i (arXiv 2601.22189).
+
+    The manifest's `kernels` lists, for each layer in the order of its coefficients, the layer's name and that of its
+    bases in weights.safetensors: "<bases>.weight" [E * C, inputs, rows, columns] and "<bases>.bias" [E * C].
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        listed, config = bundle.parameters.get("kernels"), bundle.parameters.get("config")
+        bases = config.get("bases") if isinstance(config, Mapping) else None
+        named = isinstance(listed, list) and all(_is_pair(item) for item in listed)
+        if not (named and listed and isinstance(bases, int) and 1 <= bases <= MAX_BASES):
+            raise BundleError(f"bundle {bundle.name} does not say what its kernels are made of", got=str(listed)[:80])
+        tensors = bundle.tensors(WEIGHTS)
+        self._layers = [(layer, *_bases(tensors, name, bases)) for layer, name in listed]
+
+    @property
+    def coefficients(self) -> int:
+        """How many `assemble` takes."""
+        return sum(bias.size for _, _, bias in self._layers)
+
+    def assemble(self, coefficients: NDArray[Any]) -> dict[str, Kernel]:
+        """Coefficients of a scene, in any shape -> kernels by layer. Raises BundleError for another number of them."""
+        values = coefficients.astype(np.float32).ravel()
+        if values.size != self.coefficients or not np.isfinite(values).all():
+            raise BundleError("coefficients do not fit the kernels", got=values.size, allowed=self.coefficients)
+        kernels, at = {}, 0
+        for layer, weights, bias in self._layers:
+            part = values[at : at + bias.size].reshape(bias.shape)
+            kernels[layer] = Kernel(np.einsum("ec,ecihw->cihw", part, weights), (part * bias).sum(0))
+            at += bias.size
+        return kernels
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(isinstance(name, str) for name in item)
+
+
+def _bases(tensors: Mapping[str, NDArray[Any]], name: str, bases: int) -> tuple[F32, F32]:
+    """[E, C, inputs, rows, columns] and [E, C]."""
+    weights, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+    if weights is None or bias is None or weights.ndim != 4 or bias.shape != weights.shape[:1] or len(bias) % bases:
+        found = [None if value is None else value.shape for value in (weights, bias)]
+        raise BundleError(
+            f"base kernels {name} are not usable", got=found, allowed=f"[{bases} C, i, h, w] and [{bases} C]"
+        )
+    shape = (bases, len(bias) // bases)
+    return weights.astype(np.float32).reshape(*shape, *weights.shape[1:]), bias.astype(np.float32).reshape(shape)
