@@ -88,29 +88,38 @@ class KernelBank:
     """Base kernels of the assembled convolutions of a SCENE bundle: K_c = sum_i a_{c,i} k_i (arXiv 2601.22189).
 
     The manifest's `kernels` lists, for each layer in the order of its coefficients, the layer's name and that of its
-    bases in weights.safetensors: "<bases>.weight" [E * C, inputs, rows, columns] and "<bases>.bias" [E * C].
+    bases in weights.safetensors: "<bases>.weight" [E * C, inputs, rows, columns] and "<bases>.bias" [E * C]. Its
+    `residual` names likewise the last layer, whose output is added to the picture.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         listed, config = bundle.parameters.get("kernels"), bundle.parameters.get("config")
         bases = config.get("bases") if isinstance(config, Mapping) else None
-        named = isinstance(listed, list) and all(_is_pair(item) for item in listed)
-        if not (named and listed and isinstance(bases, int) and 1 <= bases <= MAX_BASES):
+        residual = bundle.parameters.get("residual")
+        named = isinstance(listed, list) and all(_is_pair(item) for item in [*listed, residual])
+        if not (named and residual and listed and isinstance(bases, int) and 1 <= bases <= MAX_BASES):
             raise BundleError(f"bundle {bundle.name} does not say what its kernels are made of", got=str(listed)[:80])
         tensors = bundle.tensors(WEIGHTS)
         self._layers = [(layer, *_bases(tensors, name, bases)) for layer, name in listed]
+        layer, name = residual
+        weights, bias = _bases(tensors, name, 1)
+        self._residual = (layer, Kernel(weights[0], bias[0]))
 
     @property
     def coefficients(self) -> int:
         """How many `assemble` takes."""
         return sum(bias.size for _, _, bias in self._layers)
 
-    def assemble(self, coefficients: NDArray[Any]) -> dict[str, Kernel]:
-        """Coefficients of a scene, in any shape -> kernels by layer. Raises BundleError for another number of them."""
+    def assemble(self, coefficients: NDArray[Any], strength: float = 1.0) -> dict[str, Kernel]:
+        """Coefficients of a scene, in any shape -> kernels by layer, the residual's times `strength`.
+
+        Raises BundleError for another number of coefficients.
+        """
         values = coefficients.astype(np.float32).ravel()
         if values.size != self.coefficients or not np.isfinite(values).all():
             raise BundleError("coefficients do not fit the kernels", got=values.size, allowed=self.coefficients)
-        kernels, at = {}, 0
+        layer, plain = self._residual
+        kernels, at = {layer: Kernel(plain.weights * np.float32(strength), plain.bias * np.float32(strength))}, 0
         for layer, weights, bias in self._layers:
             part = values[at : at + bias.size].reshape(bias.shape)
             kernels[layer] = Kernel(np.einsum("ec,ecihw->cihw", part, weights), (part * bias).sum(0))

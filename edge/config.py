@@ -58,6 +58,13 @@ class SceneConfig(NetworkConfig):
     """SCENE, the filter before the H.264 encoder."""
 
     bundle: str = Field("scene-s", min_length=1, description="A shipped bundle's name, or a bundle folder.")
+    max_rise: float | None = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="By which part SCENE may raise the bitrate at equal quality; it is weakened where it would by "
+        "more. null: never.",
+    )
 
 
 class SemanticsConfig(NetworkConfig):

@@ -11,9 +11,13 @@ from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.scene import SceneFilter
+from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
 from scene_edge.inference.session import Session, open_session
+
+BITRATE_CRF = 35
+"""Where the encoder holds a bitrate, its quality is not known beforehand: SCENE is judged at this one."""
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     if config.scene.enabled:
         try:
             opener = _Opener(config, config.scene)
-            networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live)
+            networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live, guard=_guard(config))
             degraded += opener.fallbacks("scene")
         except SceneEdgeError as error:
             if strict:
@@ -68,6 +72,14 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no semantics: {error}")
     networks.degraded = tuple(degraded)
     return networks
+
+
+def _guard(config: CameraConfig) -> RateGuard | None:
+    """What keeps SCENE within scene.max_rise."""
+    if config.scene.max_rise is None:
+        return None
+    crf = config.video.crf if config.video.bitrate_kbps is None else BITRATE_CRF
+    return RateGuard(GuardSettings(config.scene.max_rise, crf, config.video.preset, config.video.gop))
 
 
 def quality_control(config: SemanticsConfig, steps: Sequence[float], gop: int) -> QualityControl:

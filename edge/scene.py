@@ -6,20 +6,21 @@ Where that has changed, the kernels are folded anew into the filter's plain conv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
-from scene_edge.codec.kernels import KernelBank, Kernels
+from scene_edge.codec.kernels import F32, KernelBank, Kernels
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import PACKED_CHANNELS, U8, Planes, aligned, pack, unpack
 from scene_edge.edge.encoders.libav import frame_of
+from scene_edge.edge.scene_guard import STRENGTHS, WEAKEST, Pair, RateGuard, middle
 from scene_edge.inference.session import Session
 
 
@@ -42,16 +43,36 @@ CUT_LEVELS = 28.0
 """A mean change of the subsampled luma by more than this many levels from one frame to the next is a scene cut."""
 
 
+class _Setting(NamedTuple):
+    """What a filter was folded for. Strength 0 is no filter; the one at hand is then the weakest, for probes."""
+
+    coefficients: F32
+    strength: float
+
+
+class _Prepared(NamedTuple):
+    setting: _Setting
+    filter: Session | None
+    """None: the one at hand will do."""
+
+
 class SceneFilter:
     """Planes in, planes of the same size out. Not thread-safe: one thread filters one camera's frames in order.
 
     `live`: kernels are changed beside the stream, by a thread that compiles the new filter while frames pass the old
-    one; the first frames pass the bundle's own, those of the usual scene. Otherwise a frame waits for its kernels, so
-    that the same frames always give the same pictures.
+    one; until the first is ready, frames stay as they are. Otherwise a frame waits for its kernels, so that the same
+    frames always give the same pictures. `guard` says how strong the filter may be; without one it is never weakened.
     """
 
     def __init__(
-        self, bundle: Bundle, width: int, height: int, open_network: SessionOpener, *, live: bool = False
+        self,
+        bundle: Bundle,
+        width: int,
+        height: int,
+        open_network: SessionOpener,
+        *,
+        live: bool = False,
+        guard: RateGuard | None = None,
     ) -> None:
         if bundle.kind != "scene":
             raise BundleError(f"bundle {bundle.name} is no SCENE network", got=bundle.kind, allowed="scene")
@@ -64,16 +85,21 @@ class SceneFilter:
         self._bank = KernelBank(bundle)
         self._open_filter = partial(open_network, bundle, "filter", aligned(height) // 4, aligned(width) // 4)
         self._filter = self._open_filter()
-        self._folding = _Folding() if live else None
-        self._folded: NDArray[np.float32] | None = None
-        self._looked = False
-        self._refreshed_ns = 0
+        self._beside = Beside() if live else None
+        self._guard = guard
+        self._setting: _Setting | None = None
+        self._refreshed_ns: int | None = None
         self._before: U8 | None = None
         self.refreshes = self.folds = 0
 
     @property
     def engine(self) -> str:
         return engine_name(self._filter)
+
+    @property
+    def strength(self) -> float:
+        """By what the filter's change of a picture is multiplied: 0 where frames pass as they are."""
+        return self._setting.strength if self._setting is not None else 0.0
 
     def apply(self, planes: Planes, capture_ns: int) -> Planes:
         """Filter one frame. `capture_ns` decides when the scene is looked at again. Raises EngineError."""
@@ -83,92 +109,148 @@ class SceneFilter:
                 got=f"{planes.width}x{planes.height}",
                 allowed=f"{self._width}x{self._height}",
             )
+        if self._beside is not None and (ready := self._beside.ready()) is not None:
+            self._take(ready)
         self._follow_scene(planes, capture_ns)
+        if self._setting is None:
+            return planes
+        probed = self._guard is not None and not self._is_busy and self._guard.due(capture_ns)
+        strength = self._setting.strength
+        if not probed and not strength:
+            return planes
+        filtered = self._filtered(planes)
+        if self._guard is not None and probed and (pairs := self._guard.take(planes, filtered, capture_ns)):
+            self._prepare(self._setting.coefficients, pairs)
+        return filtered if strength else planes
+
+    def reset(self) -> None:
+        """Forget the scene: it is looked at again with the next frame, and the kernels are made anew."""
+        self._refreshed_ns = self._before = self._setting = None
+        if self._beside is not None:
+            self._beside.forget()
+        if self._guard is not None:
+            self._guard.reset()
+
+    def close(self) -> None:
+        if self._beside is not None:
+            self._beside.forget()
+        self._prior.close()
+        self._filter.close()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._beside is not None and self._beside.busy
+
+    def _filtered(self, planes: Planes) -> Planes:
         out = self._filter.run({"x": pack(planes)[None]})["y"]
         if out.dtype != np.uint8 or out.ndim != 4 or out.shape[-1] != PACKED_CHANNELS:
             raise EngineError("the filter's output is no picture", got=f"{out.dtype} {out.shape}")
         return unpack(out[0], self._width, self._height)
 
-    def reset(self) -> None:
-        """Forget the scene: it is looked at again with the next frame."""
-        self._looked, self._before = False, None
-
-    def close(self) -> None:
-        if self._folding is not None and (late := self._folding.wait()) is not None:
-            late.close()
-        self._prior.close()
-        self._filter.close()
-
     def _follow_scene(self, planes: Planes, capture_ns: int) -> None:
-        if self._folding is not None and (ready := self._folding.ready()) is not None:
-            self._swap(ready)
         sampled = planes.y[::CUT_STRIDE, ::CUT_STRIDE]
         before, self._before = self._before, sampled
         cut = before is None or float(np.abs(sampled.astype(np.int16) - before).mean()) > CUT_LEVELS
-        due = not 0 <= capture_ns - self._refreshed_ns < self._period_ns
-        if self._looked and not cut and not due:
-            return
-        if self._folding is not None and self._folding.busy:
+        if cut and self._guard is not None:
+            self._guard.reset()
+        due = self._refreshed_ns is None or not 0 <= capture_ns - self._refreshed_ns < self._period_ns
+        if self._is_busy or not (cut or due):
             return  # one at a time; what the scene is by then is looked at afterwards
         found = self._prior.run({"thumb": thumbnail(planes, *self._prior_size)[None]})["coefficients"]
         coefficients = found.astype(np.float32)
-        self._looked, self._refreshed_ns = True, capture_ns
+        self._refreshed_ns = capture_ns
         self.refreshes += 1
-        if self._folded is not None and _change(coefficients, self._folded) < REFOLD:
-            return
-        self._folded = coefficients
+        if self._setting is None or _change(coefficients, self._setting.coefficients) >= REFOLD:
+            self._prepare(coefficients)
+        if cut and self._beside is None and self._guard is not None:
+            self._begin(planes)
+
+    def _begin(self, planes: Planes) -> None:
+        """The first frame of a scene, where it may wait: it shall not cost too much either."""
+        for _ in STRENGTHS:
+            if self._setting is None or not self._setting.strength:
+                return
+            before = self._setting.strength
+            self._prepare(
+                self._setting.coefficients, [(middle(planes), middle(self._filtered(planes)))], at_most=before
+            )
+            if self._setting.strength == before:
+                return
+
+    def _prepare(self, coefficients: F32, pairs: Sequence[Pair] = (), at_most: float = 1.0) -> None:
+        """Fold for these coefficients, at the strength that the pictures of a probe allow; at once, or beside."""
+        if self._beside is None:
+            self._take(self._prepared(coefficients, pairs, at_most))
+        else:
+            self._beside.start(lambda: self._prepared(coefficients, pairs, at_most))
+
+    def _prepared(self, coefficients: F32, pairs: Sequence[Pair], at_most: float) -> _Prepared:
+        before = self._setting
+        # A live stream starts without the filter and gets more of it; a recording starts with all of it.
+        strength = before.strength if before else float(self._guard is None or self._beside is None)
+        if pairs and self._guard is not None:
+            judged = min(at_most, self._guard.judged(pairs, strength or WEAKEST))
+            self._guard.settled(len(pairs) == 1 or judged != strength)
+            strength = judged
+        setting = _Setting(coefficients, strength)
+        if (
+            before is not None
+            and before.coefficients is coefficients
+            and (before.strength or WEAKEST) == (strength or WEAKEST)
+        ):
+            return _Prepared(setting, None)
         try:
-            kernels = self._bank.assemble(coefficients)
+            kernels = self._bank.assemble(coefficients, strength or WEAKEST)
         except BundleError as error:
             raise EngineError("the scene's coefficients are of no use", got=str(error)) from error
-        if self._folding is None:
-            self._swap(self._open_filter(kernels))
-        else:
-            self._folding.start(lambda: self._open_filter(kernels))
+        return _Prepared(setting, self._open_filter(kernels))
 
-    def _swap(self, folded: Session) -> None:
-        self._filter.close()
-        self._filter = folded
-        self.folds += 1
+    def _take(self, prepared: _Prepared) -> None:
+        self._setting = prepared.setting
+        if prepared.filter is not None:
+            self._filter.close()
+            self._filter = prepared.filter
+            self.folds += 1
 
 
-class _Folding:
-    """A filter being opened by a thread of its own."""
+class Beside:
+    """A filter being prepared by a thread of its own."""
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
-        self._result: Session | Exception | None = None
+        self._result: _Prepared | Exception | None = None
 
     @property
     def busy(self) -> bool:
         return self._thread is not None
 
-    def start(self, opened: Callable[[], Session]) -> None:
+    def start(self, prepared: Callable[[], _Prepared]) -> None:
         def work() -> None:
             try:
-                self._result = opened()
+                self._result = prepared()
             except Exception as error:  # told to the thread that filters: it knows what a failed filter means
                 self._result = error
 
         self._thread = Thread(target=work, name="scene-fold", daemon=True)
         self._thread.start()
 
-    def ready(self) -> Session | None:
-        """The new filter, once. Raises what opening it raised."""
+    def ready(self) -> _Prepared | None:
+        """What was prepared, once. Raises EngineError for whatever went wrong."""
         if self._thread is None or self._thread.is_alive():
             return None
         self._thread.join()
         self._thread, result, self._result = None, self._result, None
         if isinstance(result, Exception):
-            raise result
+            raise EngineError("the filter cannot follow its scene", got=str(result)) from result
         return result
 
-    def wait(self) -> Session | None:
-        """The new filter that nobody will use; what failed is of no interest any more."""
-        if self._thread is None:
-            return None
-        self._thread.join()
-        return self._result if not isinstance(self._result, Exception) else None
+    def forget(self) -> None:
+        """Wait for what nobody will use."""
+        if self._thread is not None:
+            self._thread.join()
+            if isinstance(self._result, _Prepared) and self._result.filter is not None:
+                self._result.filter.close()
+        self._thread = self._result = None
 
 
 def _change(now: NDArray[np.float32], before: NDArray[np.float32]) -> float:

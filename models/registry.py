@@ -251,7 +251,8 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         "prior_period_ms": 1000,
         "prior_size": [THUMB[0] * 4, THUMB[1] * 4],
         "config": model.config.as_dict(),
-        "kernels": [[name, f"assembled.{index}.base"] for index, name in enumerate(kernels)],
+        "kernels": [[f"assembled{index}", f"assembled.{index}.base"] for index in range(model.config.blocks)],
+        "residual": ["head", "head"],
     }
     extra = {WEIGHTS: _weights(model), **card_of(run)}
     return BundleExport("scene-s", "scene", graphs, parameters, record, extra)

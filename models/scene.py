@@ -127,8 +127,10 @@ class FoldedScene(nn.Module):
         return out
 
     def kernels(self) -> dict[str, nn.Conv2d]:
-        """The convolutions that follow the scene, by the names of their layers in a bundle."""
-        return {f"assembled{index}": cast(nn.Conv2d, layer) for index, layer in enumerate(self.assembled)}
+        """The convolutions that follow the scene, and the last, which says how strong the filter is; by the names of
+        their layers in a bundle."""
+        following = {f"assembled{index}": cast(nn.Conv2d, layer) for index, layer in enumerate(self.assembled)}
+        return {**following, "head": self.head}
 
 
 class SceneFilterGraph(nn.Module):

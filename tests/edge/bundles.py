@@ -20,7 +20,7 @@ Spec = tuple[str, int, list[int | str]]
 
 
 def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
-    """y = a (x - shift), clipped, where a = 1 in a picture whose mean is at most 150, and 2 at 200."""
+    """y = x - strength * a * shift, clipped, where a = 1 in a picture whose mean is at most 150, and 2 at 200."""
     from onnx import helper, numpy_helper
     from safetensors.numpy import save_file
 
@@ -29,7 +29,11 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
     coefficients: Spec = ("coefficients", FLOAT, [1, 24, 1, 1])
     x: Spec = ("x", UINT8, [1, "h", "w", 24])
     y: Spec = ("y", UINT8, [1, "h", "w", 24])
-    shade = Kernel(np.eye(24, dtype=np.float32)[..., None, None], np.full(24, -shift, np.float32))
+    one = np.eye(24, dtype=np.float32)[..., None, None]
+    kernels = {
+        "shade": Kernel(1e-5 * one, np.ones(24, np.float32)),
+        "head": Kernel(-np.float32(shift) * one, np.full(24, 1e-3, np.float32)),
+    }
     prior = [
         helper.make_node("Cast", ["thumb"], ["t"], to=FLOAT),
         helper.make_node("ReduceMean", ["t"], ["mean"], keepdims=1),
@@ -44,27 +48,29 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
     filtered = [
         helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
         helper.make_node("Transpose", ["f"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["planes", "weights", "bias"], ["shaded"]),
-        helper.make_node("Transpose", ["shaded"], ["packed"], perm=[0, 2, 3, 1]),
-        helper.make_node("Clip", ["packed", "zero", "top"], ["clipped"]),
+        helper.make_node("Conv", ["planes", "shade.weight", "shade.bias"], ["shade"]),
+        helper.make_node("Conv", ["shade", "head.weight", "head.bias"], ["added"]),
+        helper.make_node("Add", ["planes", "added"], ["sum"]),
+        helper.make_node("Transpose", ["sum"], ["packed"], perm=[0, 2, 3, 1]),
+        helper.make_node("Round", ["packed"], ["whole"]),
+        helper.make_node("Clip", ["whole", "zero", "top"], ["clipped"]),
         helper.make_node("Cast", ["clipped"], ["y"], to=UINT8),
     ]
     constants = [
         helper.make_tensor("zero", FLOAT, [], [0.0]),
         helper.make_tensor("top", FLOAT, [], [255.0]),
-        numpy_helper.from_array(shade.weights, "weights"),
-        numpy_helper.from_array(shade.bias, "bias"),
     ]
+    tensors = {f"{name}.weight": kernel.weights for name, kernel in kernels.items()}
+    tensors |= {f"{name}.bias": kernel.bias for name, kernel in kernels.items()}
+    constants += [numpy_helper.from_array(value, name) for name, value in tensors.items()]
     _save(folder / "prior.fp32.onnx", "prior", prior, [thumb], [coefficients], numbers)
     _save(folder / "filter.fp32.onnx", "filter", filtered, [x], [y], constants)
-    save_file({"shade.weight": shade.weights, "shade.bias": shade.bias}, folder / "weights.safetensors")
+    save_file(tensors, folder / "weights.safetensors")
     graphs = {"prior": _graph("prior", [thumb], [coefficients]), "filter": _graph("filter", [x], [y])}
     file = graphs["filter"]["artifacts"][0]["file"]
-    graphs["filter"]["artifacts"][0]["kernels"] = slots_of(
-        "onnx", {file: (folder / file).read_bytes()}, {"shade": shade}
-    )
+    graphs["filter"]["artifacts"][0]["kernels"] = slots_of("onnx", {file: (folder / file).read_bytes()}, kernels)
     parameters = {"grid": 4, "prior_period_ms": 1000, "prior_size": [72, 128]}
-    parameters |= {"config": {"bases": 1}, "kernels": [["shade", "shade"]]}
+    parameters |= {"config": {"bases": 1}, "kernels": [["shade", "shade"]], "residual": ["head", "head"]}
     return write_bundle(folder, _manifest("scene-tiny", "scene", graphs, parameters))
 
 

@@ -73,7 +73,7 @@ def test_kernels_follow_the_scene(zoo: Path) -> None:
     assert (scene.refreshes, scene.folds) == (1, 1)
     assert (scene.apply(flat(120), SECOND_NS).y == 110).all()
     assert (scene.refreshes, scene.folds) == (2, 1), "the scene is as it was"
-    assert (scene.apply(flat(160), 2 * SECOND_NS).y == 1.2 * 150).all()
+    assert (scene.apply(flat(160), 2 * SECOND_NS).y == 160 - 1.2 * 10).all()
     assert scene.folds == 2
     scene.close()
 
@@ -85,13 +85,13 @@ def test_a_live_filter_is_swapped_between_frames_and_what_fails_is_told(zoo: Pat
         opened.append(graph)
         if kernels is not None:
             assert released.wait(30)
-            if kernels["shade"].bias[0] < -11:
+            if kernels["shade"].bias[0] > 1.1:
                 raise EngineError("no memory")
         return onnx_session(bundle, graph, height, width, kernels)
 
     scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, opener, live=True)
     for step in range(3):
-        assert (scene.apply(flat(100), step * 2 * SECOND_NS).y == 90).all()
+        assert (scene.apply(flat(100), step * 2 * SECOND_NS).y == 100).all(), "until the first filter is ready"
     assert (opened.count("filter"), scene.folds) == (2, 0), "one filter at a time is made"
     released.set()
     _settled(scene)
@@ -129,13 +129,21 @@ def test_the_shipped_filter_follows_its_scene_in_int8_as_in_float(engine: str) -
 
 
 def _settled(scene: SceneFilter) -> None:
-    thread = scene._folding._thread if scene._folding else None
+    thread = scene._beside._thread if scene._beside else None
     assert thread is not None
     thread.join(30)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("kernels", None), ("kernels", [["shade"]]), ("kernels", [["shade", "other"]]), ("config", {})]
+    ("key", "value"),
+    [
+        ("kernels", None),
+        ("kernels", [["shade"]]),
+        ("kernels", [["shade", "other"]]),
+        ("config", {}),
+        ("residual", None),
+        ("residual", ["head", "other"]),
+    ],
 )
 def test_a_bundle_must_say_what_its_kernels_are_made_of(zoo: Path, key: str, value: Any) -> None:
     bundle = Bundle.open("scene-tiny", zoo=zoo)

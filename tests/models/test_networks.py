@@ -136,13 +136,14 @@ def test_a_folded_scene_is_the_filter_of_that_scene() -> None:
     folded = FoldedScene(net, first)
     assert torch.allclose(folded(picture), net(picture, first), atol=1e-5)
     assert not torch.allclose(folded(picture), net(picture, second), atol=1e-3)
-    assert [layer.weight.shape for layer in folded.kernels().values()] == [(8, 8, 3, 3)] * 2
+    assert [layer.weight.shape for layer in folded.kernels().values()] == [(8, 8, 3, 3)] * 2 + [(24, 8, 3, 3)]
 
 
 def test_a_camera_folds_the_same_kernels_from_half_precision(tmp_path: Path) -> None:
     net = SceneNet(SceneConfig(width=8))
     save_file({key: value.half().numpy() for key, value in net.state_dict().items()}, tmp_path / "weights.safetensors")
     parameters = {"config": net.config.as_dict(), "kernels": [[f"assembled{i}", f"assembled.{i}.base"] for i in (0, 1)]}
+    parameters["residual"] = ["head", "head"]
     manifest = {"format": 1, "name": "s", "kind": "scene", "version": "1", "counter": 1, "graphs": {}}
     bank = KernelBank(write_bundle(tmp_path, {**manifest, "parameters": parameters}))
     coefficients = torch.rand(1, net.config.coefficients, 1, 1)
@@ -151,6 +152,9 @@ def test_a_camera_folds_the_same_kernels_from_half_precision(tmp_path: Path) -> 
         assert np.allclose(found[name].weights, layer.weight.detach(), atol=2e-3)
         assert layer.bias is not None
         assert np.allclose(found[name].bias, layer.bias.detach(), atol=2e-3)
+    half = bank.assemble(coefficients.numpy(), 0.5)
+    assert np.array_equal(half["head"].weights, 0.5 * found["head"].weights)
+    assert np.array_equal(half["assembled1"].weights, found["assembled1"].weights)
     with pytest.raises(BundleError, match="fit"):
         bank.assemble(np.ones(3, np.float32))
 
