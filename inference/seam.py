@@ -38,7 +38,7 @@ class Session(Protocol):
     fallbacks: tuple[str, ...]
     """Why what was preferred to this engine and precision is not in use; empty where the first choice runs."""
     proven: bool
-    """Whether the graph reproduced the bundle's golden output on this engine, rather than merely gave finite numbers."""
+    """Whether it reproduced the bundle's golden output on this engine, rather than merely gave finite numbers."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Named inputs -> named outputs, which later runs neither overwrite nor share.
