@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import ConfigError, SceneEdgeError
+from scene_edge.codec.errors import ConfigError, EngineError, SceneEdgeError
 from scene_edge.codec.quality import load_qualities
+from scene_edge.edge.choice import choice_for
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
@@ -46,7 +47,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     degraded: list[str] = []
     if config.scene.enabled:
         try:
-            opener = _Opener(config, config.scene)
+            opener = Opener(config, config.scene, width, height)
             networks.scene = SceneFilter(opener.bundle, width, height, opener)
             degraded += opener.fallbacks("scene")
         except SceneEdgeError as error:
@@ -55,7 +56,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no scene: {error}")
     if config.semantics.enabled:
         try:
-            opener = _Opener(config, config.semantics)
+            opener = Opener(config, config.semantics, width, height)
             steps = [quality.step for quality in load_qualities(opener.bundle)]
             quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
             networks.semantics = SemanticEncoder(opener.bundle, width, height, opener)
@@ -89,27 +90,42 @@ def open_bundle(config: CameraConfig, name: str) -> Bundle:
     return Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
 
 
-class _Opener:
-    """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened."""
+class Opener:
+    """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened.
 
-    def __init__(self, config: CameraConfig, network: NetworkConfig) -> None:
+    Where the settings say `auto`, what `bench` found fastest for pictures of `width` x `height` comes first.
+    """
+
+    def __init__(self, config: CameraConfig, network: NetworkConfig, width: int, height: int) -> None:
         self.bundle = open_bundle(config, network.bundle)
         self._network = network
+        self._chosen = choice_for(network, self.bundle, width, height)
         self._opened: list[Session] = []
 
     def __call__(self, bundle: Bundle, graph: str, height: int, width: int) -> Session:
-        session = open_session(
-            bundle,
-            graph,
-            height=height,
-            width=width,
-            prefer=self._network.engines,
-            precision=self._network.precision,
-            threads=self._network.threads,
-        )
+        session, failed = None, ""
+        if self._chosen is not None:
+            engine, precision = self._chosen.engine, self._chosen.precision
+            try:
+                session = self._open(bundle, graph, height, width, (engine,), precision)
+            except EngineError as error:
+                failed = f"what bench chose does not run any more: {error}"
+        if session is None:
+            network = self._network
+            session = self._open(bundle, graph, height, width, network.named_engines, network.precision)
+        if failed:
+            session.fallbacks = (failed, *session.fallbacks)
         self._opened.append(session)
         return session
 
     def fallbacks(self, part: str) -> list[str]:
         found = {reason for session in self._opened for reason in session.fallbacks}
         return [f"{part}: {reason}" for reason in sorted(found)]
+
+    def _open(
+        self, bundle: Bundle, graph: str, height: int, width: int, engines: Sequence[str], precision: str
+    ) -> Session:
+        threads = self._network.threads
+        return open_session(
+            bundle, graph, height=height, width=width, prefer=engines, precision=precision, threads=threads
+        )
