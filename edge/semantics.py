@@ -97,7 +97,7 @@ class SemanticEncoder:
         self._session.close()
 
     def mine(self, original: Planes, lossy: Planes, key: bool) -> NDArray[np.generic]:
-        """The network alone: the float latent [1, C, h, w] of a frame that has one. `key` starts its state from zero."""
+        """The network alone: the float latent [1, C, h, w] of a frame that has one. `key` starts from zero states."""
         states = self._zero_states if key else self._states
         out = self._session.run({"x": pack(original)[None], "lossy": pack(lossy)[None], **states})
         self._states = {name: out[following] for name, following in _STATES.items()}
