@@ -21,7 +21,7 @@ import numpy as np
 from scene_edge.codec import ir
 from scene_edge.codec.bundle import Artifact, Bundle, Graph, write_bundle
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.probe import Probe, conv_stack
+from scene_edge.inference.probe import Activations, Probe, conv_stack
 from scene_edge.inference.seam import DEFAULT_THREADS, Order, TensorInfo
 from scene_edge.inference.session import ENGINE_MODULES, Session
 
@@ -29,6 +29,8 @@ ELEMENT_BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 
 _RUNS = 5
 _COPY_BYTES = 64 << 20
+_FLOAT, _INT8, _INT8_SYMMETRIC = "probe.fp32.onnx", "probe.u8.onnx", "probe.s8.onnx"
+_PROBES: tuple[tuple[str, Activations], ...] = ((_FLOAT, "float32"), (_INT8, "uint8"), (_INT8_SYMMETRIC, "int8"))
 _ONNX_ENGINES = ("openvino", "onnx", "tensorrt")
 """Those that read the probe. LiteRT does not: its graphs are held against the best of the others."""
 
@@ -133,13 +135,11 @@ def work_of(bundle: Bundle, graph: Graph, session: Session) -> Work | None:
 
 
 def _probe_bundle(folder: Path, probe: Probe) -> Bundle:
-    for name, quantised in (("int8", True), ("fp32", False)):
-        (folder / f"probe.{name}.onnx").write_bytes(conv_stack(probe, quantised=quantised))
+    for name, activations in _PROBES:
+        (folder / name).write_bytes(conv_stack(probe, activations))
     shape = {"x": probe.shape, "y": (1, 1, 1, 1)}
     inputs, outputs = ([{"name": name, "dtype": "float32", "shape": list(shape[name])}] for name in ("x", "y"))
-    artifacts = [
-        {"engine": "onnx", "precision": name, "file": f"probe.{name}.onnx", "shape": None} for name in ("int8", "fp32")
-    ]
+    artifacts = [{"engine": "onnx", "precision": "fp32", "file": name, "shape": None} for name, _ in _PROBES]
     graphs = {"probe": {"inputs": inputs, "outputs": outputs, "artifacts": artifacts}}
     head = {"format": 1, "name": "probe", "kind": "scene", "version": "1", "counter": 1}
     return write_bundle(folder, {**head, "graphs": graphs, "parameters": {}})
@@ -152,7 +152,7 @@ def _probe_s(bundle: Bundle, probe: Probe, engine: str, precision: str, threads:
     # OpenVINO computes float models at bf16 or fp16 where it is asked to; elsewhere the precision is the model's.
     if precision not in ("int8", "fp32") and engine != "openvino":
         raise EngineError(f"there is no probe for {engine} at {precision}")
-    file = "probe.int8.onnx" if precision == "int8" else "probe.fp32.onnx"
+    file = _FLOAT if precision != "int8" else _INT8_SYMMETRIC if engine == "tensorrt" else _INT8
     x = TensorInfo(probe.shape, np.dtype(np.float32))
     order = Order(bundle, Artifact(engine, precision, file), {"x": x}, ("y",), threads)
     session: Session = import_module(ENGINE_MODULES[engine]).open_engine(order)

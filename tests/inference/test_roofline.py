@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.inference.probe import Probe, conv_stack
+from scene_edge.inference.probe import Activations, Probe, conv_stack
 from scene_edge.inference.roofline import Peaks, Work, _probe_bundle, copy_bytes_per_s, measure_peaks, work_of
 from scene_edge.inference.seam import Order, TensorInfo
 from scene_edge.inference.session import open_session
@@ -33,19 +33,19 @@ def test_the_bound_is_the_larger_of_arithmetic_and_memory() -> None:
     assert told["gops_per_s"][1] == {"engine": "openvino", "precision": "int8", "gops_per_s": 100.0}
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_the_probe_is_the_onnx_that_it_claims_to_be(quantised: bool) -> None:
+@pytest.mark.parametrize("activations", ["float32", "uint8", "int8"])
+def test_the_probe_is_the_onnx_that_it_claims_to_be(activations: Activations) -> None:
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(conv_stack(SMALL, quantised=quantised))
+    model = onnx.load_from_string(conv_stack(SMALL, activations))
     onnx.checker.check_model(model, full_check=True)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("Conv") == SMALL.layers
-    assert kinds.count("QuantizeLinear") == (SMALL.layers + 1 if quantised else 0)
+    assert kinds.count("QuantizeLinear") == (0 if activations == "float32" else SMALL.layers + 1)
 
 
 def test_the_probe_computes_what_its_weights_say() -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    data = conv_stack(SMALL, quantised=False)
+    data = conv_stack(SMALL, "float32")
     model = onnx.load_from_string(data)
     weights = [onnx.numpy_helper.to_array(tensor)[:, :, 0, 0] for tensor in model.graph.initializer]
     x = np.random.default_rng(1).standard_normal(SMALL.shape, np.float32)
@@ -57,12 +57,12 @@ def test_the_probe_computes_what_its_weights_say() -> None:
 
 
 @needs_openvino
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_operations_and_weights_are_counted_as_by_hand(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("file", ["probe.fp32.onnx", "probe.u8.onnx", "probe.s8.onnx"])
+def test_operations_and_weights_are_counted_as_by_hand(tmp_path: Path, file: str) -> None:
     from scene_edge.inference import openvino
 
     bundle = _probe_bundle(tmp_path, SMALL)
-    (artifact,) = (item for item in bundle.graph("probe").artifacts if item.precision == precision)
+    (artifact,) = (item for item in bundle.graph("probe").artifacts if item.file == file)
     order = Order(bundle, artifact, {"x": TensorInfo(SMALL.shape, np.dtype(np.float32))}, ("y",), 1)
     operations, weights = openvino.count(order)
     assert operations == 2 * 8 * 8 * 4 * 4 * 3 == SMALL.operations
