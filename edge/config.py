@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-EngineName = Literal["openvino", "onnx", "litert", "tensorrt"]
+EngineName = Literal["auto", "openvino", "onnx", "litert", "tensorrt"]
+USUAL_ENGINES = ("openvino", "onnx", "litert")
 EncoderName = Literal["auto", "libx264", "h264_qsv", "h264_v4l2m2m", "nvv4l2h264enc"]
 ProfileName = Literal["auto", "cpu", "intel", "jetson", "rpi4", "rpi5"]
 
@@ -48,10 +49,27 @@ class NetworkConfig(Section):
     enabled: bool = Field(True, description="false leaves this part out.")
     bundle: str = Field(..., min_length=1, description="A shipped bundle's name, or the path of a bundle folder.")
     engines: tuple[EngineName, ...] = Field(
-        ("openvino", "onnx", "litert"), min_length=1, description="Inference engines in the order to try them."
+        ("auto", "openvino", "onnx", "litert"),
+        min_length=1,
+        description="Inference engines in the order to try them. auto, which comes first, is what scene-edge bench "
+        "found fastest on this board; the rest serve where it has not run.",
     )
-    precision: Literal["int8", "fp32"] = Field("int8", description="Arithmetic of the network.")
-    threads: int | None = Field(None, ge=1, le=64, description="Inference threads; null lets the engine choose.")
+    precision: Literal["int8", "fp16", "bf16", "fp32"] = Field(
+        "int8", description="Arithmetic of the network, where bench has not found another to be faster."
+    )
+    threads: int | None = Field(None, ge=1, le=64, description="Inference threads; null: two.")
+
+    @field_validator("engines")
+    @classmethod
+    def _auto_first(cls, value: tuple[EngineName, ...]) -> tuple[EngineName, ...]:
+        if "auto" in value[1:]:
+            raise ValueError("auto comes first: what follows is for a board that bench has not measured")
+        return value
+
+    @property
+    def named_engines(self) -> tuple[str, ...]:
+        """The engines in their order, without auto; auto alone stands before the usual ones."""
+        return tuple(name for name in self.engines if name != "auto") or USUAL_ENGINES
 
 
 class SceneConfig(NetworkConfig):

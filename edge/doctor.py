@@ -18,6 +18,7 @@ from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import SceneEdgeError
 from scene_edge.codec.planes import aligned
 from scene_edge.edge.board import board_model, clock_is_synchronised, detect_profile, read_text
+from scene_edge.edge.choice import AUTO, choice_for, usual_size
 from scene_edge.edge.config import CameraConfig, NetworkConfig
 from scene_edge.edge.encoders import EncoderSettings
 from scene_edge.edge.encoders.choose import VerdictCache
@@ -196,9 +197,9 @@ def _encoders(config: CameraConfig) -> Iterator[Finding]:
 
 def _engines(config: CameraConfig) -> Iterator[Finding]:
     for engine, state in available_engines().items():
-        wanted = engine in (*config.scene.engines, *config.semantics.engines)
+        wanted = engine in (*config.scene.named_engines, *config.semantics.named_engines)
         absent = state.startswith("absent")
-        level: Level = "warn" if absent and engine == config.scene.engines[0] else "ok"
+        level: Level = "warn" if absent and engine == config.scene.named_engines[0] else "ok"
         if wanted or not absent:
             command = f"pip install 'scene-edge[{engine}]'" if level == "warn" and engine != "tensorrt" else ""
             yield Finding("ENGINE", level, f"{engine}: {state}.", command)
@@ -220,10 +221,25 @@ def _bundles(config: CameraConfig) -> Iterator[Finding]:
         signed = "signed" if bundle.signed else "digests good, no key configured"
         yield Finding("BUNDLE", "ok", f"{bundle.name} {bundle.version} {bundle.digest.hex()[:16]}: {signed}.")
         yield from _inferences(bundle, network)
+        yield _choice(config, network, bundle)
+
+
+def _choice(config: CameraConfig, network: NetworkConfig, bundle: Bundle) -> Finding:
+    """Which engine `bench` chose for this board, and why; or what serves instead."""
+    width, height = usual_size(config)
+    order = ", ".join(network.named_engines)
+    if network.engines[0] != AUTO:
+        return Finding("ENGINE_CHOICE", "ok", f"{bundle.name}: the settings give the order of engines: {order}.")
+    chosen = choice_for(network, bundle, width, height)
+    if chosen is None:
+        sentence = f"{bundle.name}: nobody has measured which engine is fastest at {width}x{height}; in order: {order}."
+        return Finding("ENGINE_CHOICE", "ok", sentence, f"scene-edge bench --profile {config.profile}")
+    sentence = f"{bundle.name} runs on {chosen.engine} {chosen.precision} at {width}x{height}: {chosen.why}."
+    return Finding("ENGINE_CHOICE", "ok", sentence)
 
 
 def _inferences(bundle: Bundle, network: NetworkConfig) -> Iterator[Finding]:
-    for position, engine in enumerate(network.engines):
+    for position, engine in enumerate(network.named_engines):
         for name, graph in bundle.graphs.items():
             if bundle.kind == "smc" and name == "decoder":
                 continue  # the server's half

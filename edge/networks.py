@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import ConfigError, SceneEdgeError
+from scene_edge.codec.errors import ConfigError, EngineError, SceneEdgeError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
+from scene_edge.edge.choice import choice_for
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
@@ -51,7 +53,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     degraded: list[str] = []
     if config.scene.enabled:
         try:
-            opener = _Opener(config, config.scene)
+            opener = Opener(config, config.scene, width, height)
             networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live, guard=_guard(config))
             degraded += opener.fallbacks("scene")
         except SceneEdgeError as error:
@@ -60,7 +62,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no scene: {error}")
     if config.semantics.enabled:
         try:
-            opener = _Opener(config, config.semantics)
+            opener = Opener(config, config.semantics, width, height)
             steps = [quality.step for quality in load_qualities(opener.bundle)]
             quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
             networks.semantics = SemanticEncoder(opener.bundle, width, height, opener)
@@ -102,29 +104,55 @@ def open_bundle(config: CameraConfig, name: str) -> Bundle:
     return Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
 
 
-class _Opener:
-    """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened."""
+class Opener:
+    """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened.
 
-    def __init__(self, config: CameraConfig, network: NetworkConfig) -> None:
+    Where the settings say `auto`, what `bench` found fastest for pictures of `width` x `height` comes first.
+    """
+
+    def __init__(self, config: CameraConfig, network: NetworkConfig, width: int, height: int) -> None:
         self.bundle = open_bundle(config, network.bundle)
         self._network = network
+        self._chosen = choice_for(network, self.bundle, width, height)
         self._fallbacks: set[str] = set()
 
     def __call__(
         self, bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None, /
     ) -> Session:
-        session = open_session(
-            bundle,
-            graph,
-            height=height,
-            width=width,
-            prefer=self._network.engines,
-            precision=self._network.precision,
-            threads=self._network.threads,
-            kernels=kernels,
-        )
+        opened = partial(self._open, bundle, graph, height, width, kernels)
+        session, failed = None, ""
+        if self._chosen is not None:
+            try:
+                session = opened((self._chosen.engine,), self._chosen.precision)
+            except EngineError as error:
+                failed = f"what bench chose does not run any more: {error}"
+        if session is None:
+            session = opened(self._network.named_engines, self._network.precision)
+        if failed:
+            session.fallbacks = (failed, *session.fallbacks)
         self._fallbacks.update(session.fallbacks)
         return session
 
     def fallbacks(self, part: str) -> list[str]:
         return [f"{part}: {reason}" for reason in sorted(self._fallbacks)]
+
+    def _open(
+        self,
+        bundle: Bundle,
+        graph: str,
+        height: int,
+        width: int,
+        kernels: Kernels | None,
+        engines: Sequence[str],
+        precision: str,
+    ) -> Session:
+        return open_session(
+            bundle,
+            graph,
+            height=height,
+            width=width,
+            prefer=engines,
+            precision=precision,
+            threads=self._network.threads,
+            kernels=kernels,
+        )

@@ -12,7 +12,7 @@ from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
 from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
-from scene_edge.codec.quality import fused_from_qp, hold_of, latent_shape, load_qualities
+from scene_edge.codec.quality import Quality, fused_from_qp, hold_of, latent_shape, load_qualities
 from scene_edge.edge.scene import SessionOpener, engine_name
 
 Choose = Callable[[Sequence[float]], int | None]
@@ -55,6 +55,10 @@ class SemanticEncoder:
         return engine_name(self._session)
 
     @property
+    def qualities(self) -> tuple[Quality, ...]:
+        return self._qualities
+
+    @property
     def steps(self) -> tuple[float, ...]:
         """The quantiser step of each quality."""
         return tuple(quality.step for quality in self._qualities)
@@ -81,7 +85,7 @@ class SemanticEncoder:
         if choose is not None and qp is not None and qp < self._fused_from_qp:
             self._fall_silent()
         elif choose is not None or not self._silent:
-            latent = self._run(original, lossy, key=choose is not None)
+            latent = self.mine(original, lossy, key=choose is not None)
             if choose is not None:
                 self._begin(latent, choose)
             if not self._silent:
@@ -92,15 +96,15 @@ class SemanticEncoder:
     def close(self) -> None:
         self._session.close()
 
-    def _run(self, original: Planes, lossy: Planes, key: bool) -> NDArray[np.generic]:
+    def mine(self, original: Planes, lossy: Planes, key: bool) -> NDArray[np.generic]:
+        """The network alone: the float latent [1, C, h, w] of a frame that has one. `key` starts from zero states."""
         states = self._zero_states if key else self._states
         out = self._session.run({"x": pack(original)[None], "lossy": pack(lossy)[None], **states})
         self._states = {name: out[following] for name, following in _STATES.items()}
         return out["latent"]
 
     def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
-        bits = [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in self._qualities]
-        quality = choose(bits)
+        quality = choose(offers(latent, self._qualities))
         if quality is None:
             self._fall_silent()
             return
@@ -110,6 +114,11 @@ class SemanticEncoder:
     def _fall_silent(self) -> None:
         self._silent, self.quality = True, self._coarsest
         self._coder = LatentEncoder(self._qualities[self._coarsest].tables)
+
+
+def offers(latent: NDArray[np.generic], qualities: Sequence[Quality]) -> list[float]:
+    """What a GOP's first latent takes in bits at each quality. Raises EngineError for NaN."""
+    return [LatentEncoder(found.tables).encode(quantise(latent, found.step)).bits for found in qualities]
 
 
 def quantise(latent: NDArray[np.generic], step: float) -> I16:

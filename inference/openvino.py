@@ -81,6 +81,30 @@ def open_engine(order: Order) -> OpenVinoSession:
     return OpenVinoSession(order)
 
 
+def count(order: Order) -> tuple[int, int]:
+    """(operations, weights) of one run of the order's graph: 2 operations for each multiplication of a convolution or
+    matrix product with its addition, and the numbers that they multiply with. Raises EngineError."""
+    try:
+        layers = [_layer(node) for node in _read(order).get_ops()]
+    except OpenVinoSession.runtime_errors as error:
+        raise EngineError(f"openvino cannot read {order.artifact.file}", got=one_line(error)) from error
+    return 2 * sum(products for products, _ in layers), sum(weights for _, weights in layers)
+
+
+def _layer(node: Any) -> tuple[int, int]:
+    """(multiplications, weights) of a node; (0, 0) of all that is neither convolution nor matrix product."""
+    kind = node.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"):
+        return 0, 0
+    given, weight = (list(node.input_value(place).get_shape()) for place in (0, 1))
+    out, size = list(node.get_output_shape(0)), int(np.prod(weight))
+    if kind == "MatMul":
+        return int(np.prod(out)) * given[-2 if node.get_attributes()["transpose_a"] else -1], size
+    if kind == "ConvolutionBackpropData":
+        return given[0] * int(np.prod(given[2:])) * size, size
+    return out[0] * int(np.prod(out[2:])) * size, size
+
+
 def _read(order: Order) -> Any:
     """The model with its inputs fixed to the order's shapes."""
     file = order.artifact.file

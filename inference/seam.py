@@ -38,6 +38,8 @@ class Session(Protocol):
     outputs: Mapping[str, TensorInfo]
     fallbacks: tuple[str, ...]
     """Why what was preferred to this engine and precision is not in use; empty where the first choice runs."""
+    proven: bool
+    """Whether it reproduced the bundle's golden output on this engine, rather than merely gave finite numbers."""
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Named inputs -> named outputs, which later runs neither overwrite nor share.
@@ -80,6 +82,7 @@ class CheckedSession(ABC):
         self.inputs = inputs
         self.outputs = outputs
         self.fallbacks: tuple[str, ...] = ()
+        self.proven = False
         self._closed = False
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:

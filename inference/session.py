@@ -152,9 +152,11 @@ class _Trial:
         try:
             if golden_shapes == shapes and self.kernels is None:
                 self._check_golden(session)
+                session.proven = True
                 return session
             if golden_shapes and self.artifact.shape_hint is None:
                 self._rehearse(golden_shapes)
+                session.proven = True
             self._check_finite(session)
         except EngineError:
             session.close()

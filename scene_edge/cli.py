@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "encode": ("scene_edge.edge.cli", "encode", "Code a video file into a self-contained recording."),
     "decode": ("scene_edge.server.cli", "decode", "Turn a recording into its fused or plain video."),
     "doctor": ("scene_edge.edge.cli", "doctor", "Examine this machine and say what to do next."),
+    "bench": ("scene_edge.bench", "bench", "Measure each stage on this board."),
     "validate": ("scene_edge.edge.cli", "validate", "Check a camera's configuration file."),
     "profiles": ("scene_edge.edge.cli", "profiles", "List the device profiles."),
     "train": ("scene_edge.models.cli", "train", "Train a network (extra: train)."),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scene_edge.codec.errors import EncoderError
 from scene_edge.edge.board import fingerprint
+from scene_edge.edge.cachefile import CacheFile, cache_path
 from scene_edge.edge.config import VideoConfig
 from scene_edge.edge.encoders import EncoderSettings
 from scene_edge.edge.encoders.trial import TRIAL_GOP, Verdict, run_trial
@@ -32,49 +30,22 @@ class Choice:
 
 
 class VerdictCache:
-    """Verdicts in one small JSON file, by encoder, picture size and the machine's fingerprint.
-
-    A file that cannot be read or written costs a second trial and nothing else.
-    """
+    """Verdicts by encoder, picture size and the machine's fingerprint."""
 
     def __init__(self, path: Path | None = None, marks: dict[str, str] | None = None) -> None:
-        self._path = path or default_cache_path()
-        self._marks = fingerprint() if marks is None else marks
+        self._file = CacheFile(path or cache_path("encoders.json"), fingerprint() if marks is None else marks)
 
     def get(self, name: str, settings: EncoderSettings) -> Verdict | None:
-        reason = self._read().get(self._key(name, settings))
+        reason = self._file.get(_key(name, settings))
         return Verdict(name, reason) if isinstance(reason, str) else None
 
     def put(self, settings: EncoderSettings, verdict: Verdict) -> bool:
         """False if it could not be written."""
-        verdicts = self._read()
-        verdicts[self._key(verdict.encoder, settings)] = verdict.reason
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(verdicts, indent=1), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError:
-            return False
-        return True
-
-    def _read(self) -> dict[str, object]:
-        try:
-            verdicts = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return verdicts if isinstance(verdicts, dict) else {}
-
-    def _key(self, name: str, settings: EncoderSettings) -> str:
-        rate = "crf" if settings.bitrate_kbps is None else "bitrate"
-        marks = json.dumps([name, settings.width, settings.height, rate, self._marks], sort_keys=True)
-        return f"{name}-{hashlib.sha256(marks.encode()).hexdigest()[:16]}"
+        return self._file.put(_key(verdict.encoder, settings), verdict.reason)
 
 
-def default_cache_path() -> Path:
-    """$XDG_CACHE_HOME/scene-edge/encoders.json, else below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "scene-edge" / "encoders.json"
+def _key(name: str, settings: EncoderSettings) -> tuple[str, int, int, str]:
+    return name, settings.width, settings.height, "crf" if settings.bitrate_kbps is None else "bitrate"
 
 
 def choose_encoder(

@@ -88,7 +88,7 @@ class ClipRecogniser:
         prefer: Sequence[str] = DEFAULT_ENGINES,
     ) -> None:
         self.model = ActionModel.of(bundle)
-        self._session: Session = open_session(
+        self.session: Session = open_session(
             bundle,
             "action",
             height=self.model.height // 4,
@@ -96,9 +96,9 @@ class ClipRecogniser:
             prefer=prefer,
             threads=threads,
         )
-        self.fallbacks = self._session.fallbacks
+        self.fallbacks = self.session.fallbacks
         self._bundle_name = bundle.name
-        self.name = f"{bundle.name}/{self._session.engine}-{self._session.precision}"
+        self.name = f"{bundle.name}/{self.session.engine}-{self.session.precision}"
         self._pictures: deque[tuple[float, int, U8]] = deque()
         self._scores: deque[NDArray[np.float64]] = deque(maxlen=max(1, smooth))
         self._due_s: float | None = None
@@ -146,7 +146,7 @@ class ClipRecogniser:
         return pack(Planes(np.asarray(y, np.uint8), np.asarray(u, np.uint8), np.asarray(v, np.uint8)))
 
     def _run(self, pictures: Sequence[U8]) -> NDArray[np.float64]:
-        logits = self._session.run({"clip": expose(np.stack(pictures))})["logits"].reshape(-1).astype(np.float64)
+        logits = self.session.run({"clip": expose(np.stack(pictures))})["logits"].reshape(-1).astype(np.float64)
         if logits.shape != (len(self.model.labels),):
             allowed = len(self.model.labels)
             raise FormatError(
@@ -162,7 +162,7 @@ class ClipRecogniser:
         self._due_s, self._kept_s = None, float("-inf")
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
 
 
 def open_recogniser(

@@ -98,12 +98,19 @@ class Detections:
 
 def iou_matrix(first: F32, second: F32) -> F32:
     """Intersection over union of each of [N, 4] with each of [M, 4] -> [N, M]; boxes without area give 0."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(axis=2)
+    overlap = _overlap(first, second, 0)
+    overlap *= _overlap(first, second, 1)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None, :] - overlap
-    return np.asarray(overlap / np.maximum(union, 1e-9), np.float32)
+    union = areas[0][:, None] + areas[1][None, :]
+    union -= overlap
+    return np.asarray(overlap / np.maximum(union, 1e-9, out=union), np.float32)
+
+
+def _overlap(first: F32, second: F32, axis: int) -> F32:
+    """By how much the boxes overlap along x (0) or y (1): [N, M], at least 0. One axis at a time stays in the cache."""
+    ends = np.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
+    ends -= np.maximum(first[:, None, axis], second[None, :, axis])
+    return np.maximum(ends, 0, out=ends)
 
 
 def nms(detections: Detections, iou: float, limit: int = 300) -> Detections:

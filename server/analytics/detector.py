@@ -169,11 +169,11 @@ class BundleDetector:
         if bundle.kind != "detector":
             raise BundleError(f"bundle {bundle.name} is no detector", got=bundle.kind, allowed="kind detector")
         height, width, strides, names = _parameters(bundle)
-        self._session = open_session(
+        self.session = open_session(
             bundle, "detector", height=height // 4, width=width // 4, prefer=prefer, threads=threads
         )
-        self.name = f"{bundle.name}/{self._session.engine}-{self._session.precision}"
-        self.fallbacks = self._session.fallbacks
+        self.name = f"{bundle.name}/{self.session.engine}-{self.session.precision}"
+        self.fallbacks = self.session.fallbacks
         self.names = names
         self._width, self._height, self._strides = width, height, strides
         self._cells, self._steps = grid_cells(width, height, strides)
@@ -181,7 +181,7 @@ class BundleDetector:
 
     def detect(self, planes: Planes) -> Detections:
         box = Letterbox.fit(planes.width, planes.height, self._width, self._height)
-        outputs = self._session.run({"x": pack(letterboxed(planes, box, self._width, self._height))[None]})
+        outputs = self.session.run({"x": pack(letterboxed(planes, box, self._width, self._height))[None]})
         logits = np.concatenate([_rows(outputs[f"score{stride}"]) for stride in self._strides])
         raw = np.concatenate([_rows(outputs[f"box{stride}"]) for stride in self._strides])
         found = decode_levels(logits, raw, self._cells, self._steps, self._score, self.names)
@@ -190,7 +190,7 @@ class BundleDetector:
         return Detections(np.clip(box.to_picture(found.boxes), 0, edge), found.scores, found.classes, self.names)
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
 
 
 def _rows(output: NDArray[Any]) -> F32:

@@ -98,6 +98,12 @@ def test_nothing_at_all_shows_the_overview(capsys: pytest.CaptureFixture[str]) -
         (["encode", "absent.mp4", "out.mkv"], "no such video file"),
         (["encode", "a", "b.mkv", "--crf", "30", "--bitrate", "500"], "exclude each other"),
         (["encode", "a", "b.mkv", "--crf", "99"], "--crf"),
+        (["bench", "--size", "big"], "not a picture size"),
+        (["bench", "--size", "961x540"], "not a picture size"),
+        (["bench", "--size", "16x16"], "not a picture size"),
+        (["bench", "--engine", "abacus"], "no such engine"),
+        (["bench", "--frames", "0"], "--frames"),
+        (["bench", "--size", "96x64", "--source", "absent.mp4"], "no such video file"),
         (["validate", "absent.yaml"], "cannot read"),
         (["validate"], "--schema"),
         (["profiles", "--show", "pentium"], "no such profile"),
@@ -317,3 +323,44 @@ def test_doctor_runs_a_real_inference(tmp_path: Path, capsys: pytest.CaptureFixt
     text = " ".join(capsys.readouterr().out.split())
     assert "smc-tiny/encoder runs on onnx" in text
     assert "smc-tiny/encoder does not run on tensorrt" in text
+
+
+BENCH_KEYS = {"stage", "model", "engine", "precision", "width", "height", "ms_p50", "ms_p95", "fps", "peak_ratio"}
+
+
+def test_bench_lists_every_stage_and_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from scene_edge.inference.stages import CAMERA_STAGES, STAGES
+    from tests.edge.bundles import scene_bundle, smc_bundle
+
+    scene_bundle(tmp_path / "scene-tiny")
+    smc_bundle(tmp_path / "smc-tiny")
+    settings = [f"bundles.zoo={tmp_path}", "scene.bundle=scene-tiny", "semantics.bundle=smc-tiny"]
+    arguments = ["bench", "--profile", "cpu", "--size", "96x64", "--frames", "6", "--json", str(tmp_path / "b.json")]
+    assert cli.run([*arguments, "--set", *settings]) == 0
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert {"machine", "stages"} <= document.keys()
+    rows = document["stages"]
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == list(STAGES)
+    for row in rows:
+        assert row.keys() >= BENCH_KEYS
+        assert (row["width"], row["height"]) == (96, 64)
+        assert (row["ms_p50"] is None) == bool(row["reason"])
+        if row["ms_p50"] is not None:
+            assert row["ms_p50"] <= row["ms_p95"]
+            assert row["fps"] > 0
+    ran = {row["stage"] for row in rows if row["ms_p50"] is not None}
+    assert set(CAMERA_STAGES) - {"publish"} <= ran
+    assert "smc_decode" not in ran, "the tiny bundle has no decoder"
+    assert document["machine"]["peaks"]["copy_gbytes_per_s"] > 0
+    assert document["choice"]["smc_encode"]["engine"] == "onnx"
+    assert document["choice"]["scene"] is None, "the tiny filter ships no golden run"
+    assert document["choice_stored"] is True
+    text = " ".join(capsys.readouterr().out.split())
+    assert "limits the camera, at" in text
+    assert document["limit"]["sentence"].split(";")[0] in text
+    assert "smc_decode did not run: bundle smc-tiny has no such graph" in text
+    few = ["bench", "--size", "96x64", "--frames", "1", "--engine", "onnx", "--json", str(tmp_path / "b.json")]
+    assert cli.run([*few, "--set", *settings]) == 0
+    assert json.loads((tmp_path / "b.json").read_text())["choice_stored"] is False, "others were left out"

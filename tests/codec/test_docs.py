@@ -9,7 +9,7 @@ import pytest
 
 MODULES = [
     *(f"scene_edge.codec.{name}" for name in ("annexb", "checksum", "identity", "manifest", "rans", "topics")),
-    "scene_edge.inference.fake",
+    *(f"scene_edge.inference.{name}" for name in ("fake", "probe", "roofline", "stages")),
 ]
 
 

@@ -289,7 +289,7 @@ def test_the_first_frame_is_offered_at_each_quality_and_silence_runs_no_network(
     found = []
     for step in range(6):
         if step == 5:
-            monkeypatch.setattr(encoder, "_run", None)
+            monkeypatch.setattr(encoder, "mine", None)
         encoder.encode(flat(60), flat(44), pick if step % 2 == 0 else None)
         assert encoder.last_latents is not None
         found.append((encoder.quality, int(encoder.last_latents.flat[0])))

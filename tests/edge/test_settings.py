@@ -20,7 +20,7 @@ def test_each_layer_outweighs_the_one_before(tmp_path: Path) -> None:
     config = load_config("cpu", file, ["video.preset=medium"], environment)
     assert (config.video.crf, config.video.gop, config.video.preset) == (30, 25, "medium")
     assert config.profile == "cpu"
-    assert config.scene.engines == ("openvino", "onnx", "litert")
+    assert config.scene.engines == ("auto", "openvino", "onnx", "litert")
 
 
 @pytest.mark.parametrize("name", PROFILES)
