@@ -88,6 +88,8 @@ class SceneFilter:
         self._beside = Beside() if live else None
         self._guard = guard
         self._setting: _Setting | None = None
+        self._waiting: _Prepared | None = None
+        self._frames = 0
         self._refreshed_ns: int | None = None
         self._before: U8 | None = None
         self.refreshes = self.folds = 0
@@ -110,8 +112,11 @@ class SceneFilter:
                 allowed=f"{self._width}x{self._height}",
             )
         if self._beside is not None and (ready := self._beside.ready()) is not None:
-            self._take(ready)
+            self._waiting = ready
         self._follow_scene(planes, capture_ns)
+        if self._waiting is not None and self._may_change:
+            self._take(self._waiting)
+        self._frames += 1
         if self._setting is None:
             return planes
         probed = self._guard is not None and not self._is_busy and self._guard.due(capture_ns)
@@ -126,20 +131,32 @@ class SceneFilter:
     def reset(self) -> None:
         """Forget the scene: it is looked at again with the next frame, and the kernels are made anew."""
         self._refreshed_ns = self._before = self._setting = None
-        if self._beside is not None:
-            self._beside.forget()
+        self._frames = 0
+        self._forget()
         if self._guard is not None:
             self._guard.reset()
 
     def close(self) -> None:
-        if self._beside is not None:
-            self._beside.forget()
+        self._forget()
         self._prior.close()
         self._filter.close()
 
+    def _forget(self) -> None:
+        if self._beside is not None:
+            self._beside.forget()
+        if self._waiting is not None and self._waiting.filter is not None:
+            self._waiting.filter.close()
+        self._waiting = None
+
+    @property
+    def _may_change(self) -> bool:
+        """A change is coded: it is made at a keyframe, unless nothing was filtered yet."""
+        return self._setting is None or self._guard is None or self._frames % self._guard.gop == 0
+
     @property
     def _is_busy(self) -> bool:
-        return self._beside is not None and self._beside.busy
+        """Something is being prepared, or waits for the next keyframe."""
+        return self._waiting is not None or (self._beside is not None and self._beside.busy)
 
     def _filtered(self, planes: Planes) -> Planes:
         out = self._filter.run({"x": pack(planes)[None]})["y"]
@@ -163,6 +180,8 @@ class SceneFilter:
         if self._setting is None or _change(coefficients, self._setting.coefficients) >= REFOLD:
             self._prepare(coefficients)
         if cut and self._beside is None and self._guard is not None:
+            if self._waiting is not None:
+                self._take(self._waiting)
             self._begin(planes)
 
     def _begin(self, planes: Planes) -> None:
@@ -171,20 +190,19 @@ class SceneFilter:
             if self._setting is None or not self._setting.strength:
                 return
             before = self._setting.strength
-            self._prepare(
-                self._setting.coefficients, [(middle(planes), middle(self._filtered(planes)))], at_most=before
-            )
+            pair = (middle(planes), middle(self._filtered(planes)))
+            self._take(self._prepared(self._setting.coefficients, [pair], at_most=before))
             if self._setting.strength == before:
                 return
 
-    def _prepare(self, coefficients: F32, pairs: Sequence[Pair] = (), at_most: float = 1.0) -> None:
+    def _prepare(self, coefficients: F32, pairs: Sequence[Pair] = ()) -> None:
         """Fold for these coefficients, at the strength that the pictures of a probe allow; at once, or beside."""
         if self._beside is None:
-            self._take(self._prepared(coefficients, pairs, at_most))
+            self._waiting = self._prepared(coefficients, pairs)
         else:
-            self._beside.start(lambda: self._prepared(coefficients, pairs, at_most))
+            self._beside.start(lambda: self._prepared(coefficients, pairs))
 
-    def _prepared(self, coefficients: F32, pairs: Sequence[Pair], at_most: float) -> _Prepared:
+    def _prepared(self, coefficients: F32, pairs: Sequence[Pair], at_most: float = 1.0) -> _Prepared:
         before = self._setting
         # A live stream starts without the filter and gets more of it; a recording starts with all of it.
         strength = before.strength if before else float(self._guard is None or self._beside is None)
@@ -206,7 +224,7 @@ class SceneFilter:
         return _Prepared(setting, self._open_filter(kernels))
 
     def _take(self, prepared: _Prepared) -> None:
-        self._setting = prepared.setting
+        self._setting, self._waiting = prepared.setting, None
         if prepared.filter is not None:
             self._filter.close()
             self._filter = prepared.filter

@@ -20,9 +20,6 @@ WEAKEST = STRENGTHS[1]
 PROBE_FRAMES = 3
 """A keyframe and two that are predicted stand for their GOP."""
 
-LONE = 3.0
-"""How much more a keyframe alone may rise: as a rule, what follows it rises by less, or falls."""
-
 FIRST_PERIOD_NS, LAST_PERIOD_NS = 2_000_000_000, 16_000_000_000
 """Between probes; doubled each time that nothing changes."""
 
@@ -81,8 +78,12 @@ class RateGuard:
     def judged(self, pairs: Sequence[Pair], strength: float) -> float:
         """The strength that follows from pictures filtered at `strength`, above 0. Raises EncoderError."""
         plain, filtered = (self._bits([pair[side] for pair in pairs]) for side in (0, 1))
-        allowed = self._settings.max_rise * (LONE if len(pairs) == 1 else 1.0)
-        return next_strength(strength, filtered / plain - 1.0, allowed)
+        return next_strength(strength, filtered / plain - 1.0, self._settings.max_rise)
+
+    @property
+    def gop(self) -> int:
+        """Frames from one keyframe to the next: only there may strength change, since a change is coded."""
+        return self._settings.gop
 
     def _bits(self, pictures: Sequence[Planes]) -> float:
         """Of a GOP, as far as these pictures tell."""
@@ -103,15 +104,17 @@ class RateGuard:
 def next_strength(strength: float, rise: float, max_rise: float) -> float:
     """The strongest of STRENGTHS that ought to keep within half the allowed rise, if rises are proportional.
 
-    `rise` was measured at `strength`. Between half of what is allowed and all of it nothing changes.
+    `rise` was measured at `strength`. Between half of what is allowed and all of it nothing changes. They are not
+    proportional where a weak filter saves and a strong one costs: so upwards it is one step at a time.
 
-    >>> next_strength(1.0, 0.08, 0.02), next_strength(1.0, 0.016, 0.02), next_strength(0.25, 0.004, 0.02)
+    >>> next_strength(1.0, 0.08, 0.02), next_strength(1.0, 0.016, 0.02), next_strength(0.25, -0.01, 0.02)
     (0.0, 1.0, 0.5)
     """
     aim = max_rise / 2
     if rise > max_rise:
         return max(step for step in STRENGTHS if step <= max(0.0, strength * aim / rise))
-    return max(step for step in STRENGTHS if step == strength or (step > strength and step * rise / strength <= aim))
+    above = [step for step in STRENGTHS if step > strength]
+    return above[0] if above and rise * above[0] / strength <= aim else strength
 
 
 def middle(planes: Planes) -> Planes:

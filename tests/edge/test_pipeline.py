@@ -234,7 +234,7 @@ def test_a_live_camera_s_packets_ride_with_the_next_pictures(
 
     monkeypatch.setattr(LibavEncoder, "encode", encodes)
     monkeypatch.setattr(SemanticEncoder, "encode", mines)
-    rig = Rig(configure("queues.scene=100", "queues.semantics=100"), frames=23, live=True)
+    rig = Rig(configure("queues.scene=100", "queues.semantics=100", "scene.max_rise=null"), frames=23, live=True)
     snapshot = rig.run()
     assert snapshot.semantics_coded == 23
     videos, packets = rig.messages()

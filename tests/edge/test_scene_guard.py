@@ -23,7 +23,7 @@ from scene_edge.edge.scene_guard import (
 )
 from tests.edge.test_networks import SECOND_NS, flat, onnx_session, pictures
 
-SETTINGS = GuardSettings(max_rise=0.02, crf=27, preset="superfast", gop=30)
+SETTINGS = GuardSettings(max_rise=0.02, crf=27, preset="superfast", gop=4)
 
 
 def changed(planes: Planes, by: float) -> Planes:
@@ -40,7 +40,7 @@ def test_what_raises_the_rate_is_weakened_and_what_lowers_it_is_not() -> None:
     guard = RateGuard(SETTINGS)
     assert guard.judged([(planes, changed(planes, 1.0)) for planes in clip], 1.0) < 1.0
     assert guard.judged([(planes, changed(planes, -1.0)) for planes in clip], 1.0) == 1.0
-    assert guard.judged([(planes, changed(planes, -1.0)) for planes in clip], 0.5) == 1.0
+    assert guard.judged([(planes, changed(planes, -1.0)) for planes in clip], 0.5) == 0.75
     assert guard.judged([(planes, planes) for planes in clip[:1]], 1.0) == 1.0
 
 
@@ -52,7 +52,7 @@ def test_the_next_strength_goes_the_right_way(strength: float, rise: float, most
         assert following < strength
         assert following * rise / strength <= most / 2 + 1e-9
     else:
-        assert following >= strength
+        assert strength <= following <= strength + 0.25
         assert following == strength or following * rise / strength <= most / 2 + 1e-9
 
 
@@ -83,10 +83,10 @@ class Scripted(RateGuard):
 def test_a_recording_is_weakened_from_its_first_frame_on_and_probed_again_later(zoo: Path) -> None:
     guard = Scripted(0.5, 0.5, 0.0, 0.75)
     scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, onnx_session, guard=guard)
-    levels = [100 - int(scene.apply(flat(100), step * SECOND_NS).y[0, 0]) for step in range(8)]
+    levels = [100 - int(scene.apply(flat(100), step * SECOND_NS).y[0, 0]) for step in range(9)]
     # Two looks at the first frame; then three frames are a probe, which says 0; two seconds later another says 0.75.
     assert guard.shown == [(1, 1.0, 10), (1, 0.5, 5), (3, 0.5, 5), (3, 0.25, 3)]
-    assert levels == [5, 5, 5, 0, 0, 0, 0, 8]
+    assert levels == [5, 5, 5, 5, 0, 0, 0, 0, 8], "what a probe says holds from the next keyframe on"
     assert scene.strength == 0.75
     scene.reset()
     assert scene.strength == 0.0
