@@ -217,6 +217,24 @@ def show(rows: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int]]) ->
 _KEY = ("stage", "model", "engine", "precision", "form")
 
 
+def show_ratios(found: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("stage", "size", "fastest INT8", "ms", "x roofline", "float32 takes so many times longer")
+    for item in found:
+        times = ", ".join(f"{name} {value:.2f}" for name, value in item["times"].items())
+        head = item["stage"], f"{item['width']}x{item['height']}", item["best"], f"{item['ms']:.2f}"
+        table.add_row(*head, "-" if item["peak_ratio"] is None else f"{item['peak_ratio']:.2f}", times)
+    console.print(table)
+
+
+def show_growth(rows: Sequence[Mapping[str, Any]], size: str) -> None:
+    if not rows:
+        return
+    table = Table("cameras", "ms a round", "ms a frame", "frames/s", "RSS MB", title=f"server at {size}")
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in ("cameras", "round_ms", "ms_a_frame", "fps", "rss_mb")))
+    console.print(table)
+
+
 def draw(rows: Sequence[Mapping[str, Any]], cameras: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Left: ms a frame of each stage of the camera over the picture's size. Right: the server over cameras."""
     import matplotlib
@@ -293,19 +311,10 @@ def run(
         bundle = Bundle.open(shipped.semantics.bundle)
         material = Received(camera.material.pictures, (), camera.material.fps, bundle)
         grown = list(cameras_rows(material, _report.numbers(cameras), rounds, threads))
-    show(rows, wanted)
-    table = Table("stage", "size", "fastest INT8", "ms", "x roofline", "float32 takes so many times longer")
     found = ratios(rows)
-    for item in found:
-        times = ", ".join(f"{name} {value:.2f}" for name, value in item["times"].items())
-        head = item["stage"], f"{item['width']}x{item['height']}", item["best"], f"{item['ms']:.2f}"
-        table.add_row(*head, "-" if item["peak_ratio"] is None else f"{item['peak_ratio']:.2f}", times)
-    console.print(table)
-    if grown:
-        growth = Table("cameras", "ms a round", "ms a frame", "frames/s", "RSS MB", title=f"server at {camera_size}")
-        for row in grown:
-            growth.add_row(*(str(row[key]) for key in ("cameras", "round_ms", "ms_a_frame", "fps", "rss_mb")))
-        console.print(growth)
+    show(rows, wanted)
+    show_ratios(found)
+    show_growth(grown, camera_size)
     for key in ("machine", "seed", "command"):
         console.print(f"{key}: {report[key]}", highlight=False, soft_wrap=True)
     if plot is not None:
