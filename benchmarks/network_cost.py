@@ -47,20 +47,8 @@ console = _report.console()
 
 def macs_of(model: Any) -> int:
     """Multiplications of one run of an OpenVINO model with fixed shapes, in its convolutions and matrix products."""
-    total = 0
-    for node in model.get_ops():
-        kind = node.get_type_name()
-        if kind not in ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"):
-            continue
-        given, weight = (list(node.input_value(place).get_shape()) for place in (0, 1))
-        out = list(node.get_output_shape(0))
-        if kind == "MatMul":
-            total += int(np.prod(out)) * given[-2 if node.get_attributes()["transpose_a"] else -1]
-        elif kind == "ConvolutionBackpropData":
-            total += given[0] * int(np.prod(given[2:])) * int(np.prod(weight))
-        else:
-            total += out[0] * int(np.prod(out[2:])) * int(np.prod(weight))
-    return total
+    multiplications, _ = openvino.products(model)
+    return multiplications
 
 
 def bundle_macs(bundle: Bundle, graph: str, size: tuple[int, int]) -> int | None:

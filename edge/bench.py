@@ -19,7 +19,7 @@ from scene_edge.codec.quality import hold_of
 from scene_edge.edge import bench_stages as stages
 from scene_edge.edge.clip import encoder_settings
 from scene_edge.edge.config import CameraConfig, NetworkConfig
-from scene_edge.edge.encoders import create_encoder
+from scene_edge.edge.encoders import GStreamerEncoder, create_encoder
 from scene_edge.edge.encoders.choose import choose_encoder
 from scene_edge.edge.gop import GopCoder
 from scene_edge.edge.networks import open_bundle, quality_control
@@ -146,7 +146,8 @@ class CameraBench:
                 material.units, times_ms = stages.encoded(encoder, material.filtered, material.frames)
             finally:
                 encoder.close()
-            return measured(replace(row, model=name), times_ms, len(times_ms))
+            library = "gstreamer" if name == GStreamerEncoder.name else "libav"
+            return measured(replace(row, model=name, engine=library), times_ms, len(times_ms))
 
         def decode(row: StageRow) -> StageRow:
             material.pictures, times_ms = stages.decoded(material.units)
@@ -158,36 +159,34 @@ class CameraBench:
     def semantics(self, engines: Sequence[str]) -> None:
         """SMC's encoder on each candidate, then the entropy coder on the latents of the first that runs."""
         config, material = self._config, self.material
-        coded = False
+        missing = NOT_ON + "no engine ran smc_encode"
+        entropy = without(self._row("entropy", config.semantics.bundle, "rans"), missing)
         originals = [frame.planes for frame in material.frames]
 
         def run(row: StageRow, bundle: Bundle, opener: FixedOpener) -> StageRow:
-            nonlocal coded
+            nonlocal entropy
             if not material.pictures:
                 return without(row, NOT_ON + "no picture was decoded")
             encoder, hold, gop = SemanticEncoder(bundle, *self._size, opener), hold_of(bundle), config.video.gop
             share = gop / math.ceil(gop / hold)
             found, times_ms = stages.mined(encoder, originals, material.pictures, material.units, hold)
             roofline_ms = self._roofline_ms(bundle, "encoder", opener.main)
-            if not coded:
-                coded = True
+            if entropy.ms_p50 is None:
                 control = quality_control(config.semantics, encoder.steps, gop)
                 spent_ms = stages.entropy(encoder, found, material.units, control)
                 coder = self._gop_coder(encoder)
                 material.packets = stages.packets(coder, material.units, originals)
-                self._entropy = measured(self._row("entropy", bundle.name, "rans"), spent_ms, len(spent_ms) * share)
+                entropy = measured(self._row("entropy", bundle.name, "rans"), spent_ms, len(spent_ms) * share)
             return measured(row, times_ms, len(times_ms) * share, roofline_ms)
 
-        missing = NOT_ON + "no engine ran smc_encode"
-        self._entropy = without(self._row("entropy", config.semantics.bundle, "rans"), missing)
         self._each("smc_encode", config.semantics, "encoder", engines, run)
-        self._keep(self._entropy)
+        self._keep(entropy)
 
     def publish(self, broker: tuple[str, str] | str) -> None:
         """Video messages over a real socket to a broker on this machine."""
         config, material = self._config, self.material
         if isinstance(broker, str):
-            self._keep(without(self._row("publish", "mqtt", "socket"), broker))
+            self._keep(without(self._row("publish", "", "mqtt"), broker))
             return
         kind, url = broker
         local = config.model_copy(update={"mqtt": config.mqtt.model_copy(update={"broker": url})})

@@ -82,13 +82,21 @@ def open_engine(order: Order) -> OpenVinoSession:
 
 
 def count(order: Order) -> tuple[int, int]:
-    """(operations, weights) of one run of the order's graph: 2 operations for each multiplication of a convolution or
-    matrix product with its addition, and the numbers that they multiply with. Raises EngineError."""
+    """(operations, weights) of one run of the order's graph, 2 operations for a multiplication with its addition.
+
+    Raises EngineError where the graph cannot be read.
+    """
     try:
-        layers = [_layer(node) for node in _read(order).get_ops()]
+        multiplications, weights = products(_read(order))
     except OpenVinoSession.runtime_errors as error:
         raise EngineError(f"openvino cannot read {order.artifact.file}", got=one_line(error)) from error
-    return 2 * sum(products for products, _ in layers), sum(weights for _, weights in layers)
+    return 2 * multiplications, weights
+
+
+def products(model: Any) -> tuple[int, int]:
+    """(multiplications, weights) of a model with fixed shapes, in its convolutions and matrix products."""
+    layers = [_layer(node) for node in model.get_ops()]
+    return sum(found for found, _ in layers), sum(weights for _, weights in layers)
 
 
 def _layer(node: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -124,12 +125,23 @@ def bench(
     place += [] if asked is None else [f"source.width={asked[0]}", f"source.height={asked[1]}"]
     loaded = load_config(profile, config, [*place, *(settings or [])])
     console = _console(json_file == Path("-"))
-    with _progress() as bar:
-        task = bar.add_task("peaks of this machine", total=len(STAGES) + 1)
-        report = measure(loaded, asked or usual_size(loaded), frames, engine or None, _mover(bar, task))
+    # Told to end, we end as after Ctrl-C: the broker that runs beside us ends first.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = _measure_with_progress(loaded, asked or usual_size(loaded), frames, engine or None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     show(report, console)
     if json_file is not None:
         write_json(json_file, report.as_json())
+
+
+def _measure_with_progress(
+    config: CameraConfig, size: tuple[int, int], frames: int, engines: Sequence[str] | None
+) -> Report:
+    with _progress() as bar:
+        task = bar.add_task("peaks of this machine", total=len(STAGES) + 1)
+        return measure(config, size, frames, engines, _mover(bar, task))
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def test_every_stage_has_a_row_with_figures_or_a_reason(configure: Configure) ->
     for row in bench.rows:
         assert (row.width, row.height) == SIZE
         if row.stage == "publish":
-            assert row == StageRow("publish", "mqtt", "socket", None, *SIZE, reason=NO_BROKER)
+            assert row == StageRow("publish", "", "mqtt", None, *SIZE, reason=NO_BROKER)
             continue
         assert row.reason == ""
         assert row.ms_p50 is not None
