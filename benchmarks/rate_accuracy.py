@@ -32,7 +32,7 @@ from benchmarks.measure import CONFIDENT, ORIGINAL, Job, Settings, measure
 from benchmarks.metrics import IOU
 from benchmarks.plots import draw
 from benchmarks.summary import ANCHOR, summarise
-from benchmarks.systems import SYSTEMS, Coding, bundle_digests, parts_of, semantics_of
+from benchmarks.systems import SYSTEMS, Coding, bundle_digests, parts_of, settings_of
 from benchmarks.tables import show
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import RunError, SceneEdgeError
@@ -107,8 +107,8 @@ def coder_of(system: str, coding: Coding) -> Callable[[int], list[Any]]:
     if codec is not None:
         return lambda crf: [crf, coding.gop, codec.arguments(crf, coding.gop)]
     digests = bundle_digests(system, coding)
-    semantics = semantics_of(system, coding)
-    return lambda crf: [crf, coding.gop, coding.preset, digests, *([semantics] if semantics else [])]
+    settings = settings_of(system, coding)
+    return lambda crf: [crf, coding.gop, coding.preset, digests, *settings]
 
 
 class Records:
@@ -360,7 +360,7 @@ def run(
         "settings": described(settings),
         "anchor": anchor,
         "bundles": {name: bundle_digests(name, settings.coding) for name in names},
-        "semantics": {name: semantics_of(name, settings.coding) for name in names if parts_of(name).semantics},
+        "networks": {name: settings_of(name, settings.coding) for name in names if parts_of(name).codec is None},
         "codecs": {name: coder_of(name, settings.coding)(35)[-1] for name in names if parts_of(name).codec},
         "wall_s": round(time.monotonic() - started_s, 1),
         "measured_now": len(todo[0]) + len(todo[1]) - len(failures),

@@ -137,12 +137,14 @@ def bundle_digests(system: str, coding: Coding) -> dict[str, str]:
     return {name: Bundle.open(name, zoo=coding.zoo).digest.hex() for name in used}
 
 
-def semantics_of(system: str, coding: Coding) -> dict[str, object]:
-    """The settings of SMC's encoder beside its bundle; none for a system that sends no semantics."""
-    if not parts_of(system).semantics:
-        return {}
-    settings = camera_config(system, coding).semantics.model_dump(mode="json")
-    return {key: value for key, value in settings.items() if key not in ("enabled", "bundle", "engines", "threads")}
+def settings_of(system: str, coding: Coding) -> list[dict[str, object]]:
+    """The settings beside their bundles of SCENE and of SMC's encoder, as far as a system has them."""
+    config, parts = camera_config(system, coding), parts_of(system)
+    used = [config.scene] * parts.scene + [config.semantics] * parts.semantics
+    plain = ("enabled", "bundle", "engines", "threads")
+    return [
+        {key: value for key, value in network.model_dump(mode="json").items() if key not in plain} for network in used
+    ]
 
 
 @lru_cache(maxsize=4)
