@@ -161,7 +161,7 @@ def measure_clip(
     decoder = decoder_for(clip, coding)
     plain = decode_clip(clip, lossy=True)
     whole = decode_clip(clip, decoder=decoder)
-    without = fuse_without_semantics(plain, clip.access_units, decoder)
+    without = fuse_without_semantics(clip.access_units, decoder)
     joins = check_joins(clip, whole, fresh)
     check_loss(clip, whole, without, decoder)
     gops = [Gop(*(judge.score(seen, frames) for seen in (whole, without, plain))) for frames in gops_of(clip)]

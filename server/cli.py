@@ -76,6 +76,7 @@ def decode(
         )
     faults = ", ".join(f"{name} {count}" for name, count in report.faults.items()) or "none"
     kind = f"{report.fused} fused by {report.bundle} on {report.engine}" if report.fused else "plain"
+    kind += f", {report.passed} good enough as they are" if report.passed else ""
     size = f"{report.width}x{report.height}"
     summary = f"{out}: {report.frames} frames, {size}, {kind}, {report.fps} frames/s, faults: {faults}"
     to_stdout = json_file is not None and str(json_file) == "-"

@@ -58,10 +58,14 @@ class Clip(Protocol):
 
 @dataclass(slots=True)
 class DecodeReport:
-    """What decoding found. `faults` counts by reason: packets not used, pictures repeated because of damage."""
+    """What decoding found. `passed`: pictures that were coded too finely for fusion to help (`fused_from_qp`).
+
+    `faults` counts by reason: packets not used, pictures repeated because of damage.
+    """
 
     frames: int = 0
     fused: int = 0
+    passed: int = 0
     packets: int = 0
     fps: float = 0.0
     width: int = 0
@@ -145,7 +149,10 @@ class PictureDecoder:
             self._report.faults["semantic_refused" if isinstance(error, PacketError) else "semantic_damaged"] += 1
         fused = feed.decoder.fuse(picture.planes, latent, unit.keyframe, step, picture.qp)
         self._ns["fuse"] += time.perf_counter_ns() - started_ns
-        self._report.fused += fused is not picture.planes
+        if fused is picture.planes:
+            self._report.passed += 1
+        else:
+            self._report.fused += 1
         return fused
 
     def _open_feed(self, lossy: Planes, packet: SemanticPacket | None) -> LatentFeed | None:
