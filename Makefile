@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test check fuzz bench wheel clean
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: $(VENV)/.dev ## Lint, formatting and types
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run firmware_scripts/*.sh; \
 	else echo "shellcheck is not installed: the shell scripts are not checked"; fi
+
+fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of what came of it (20 minutes of a core)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
