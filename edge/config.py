@@ -193,6 +193,11 @@ class BundlesConfig(Section):
     public_key_file: Path | None = Field(
         None, description="Raw or hexadecimal Ed25519 key: every bundle must be signed by it. null: digests only."
     )
+    counters_file: Path | None = Field(
+        None,
+        description="With a key: file that remembers the counter of each bundle that ran, so that none with a lower "
+        "one opens any more; null: an old bundle with a good signature opens.",
+    )
 
 
 class LogConfig(Section):
