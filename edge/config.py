@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -228,7 +228,7 @@ def broker_address(url: str) -> tuple[str, int, bool]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"broker URL {url!r} does not parse: {error}") from error
+        raise ValueError(f"broker URL {without_password(url)!r} does not parse: {error}") from error
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
         raise ValueError("broker must be mqtt://host[:port] or mqtts://host[:port]")
     if parts.username or parts.password:
@@ -257,4 +257,15 @@ def without_password(url: str) -> str:
     >>> without_password("rtsp://admin:1234@10.0.0.7/live")
     'rtsp://***@10.0.0.7/live'
     """
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    # Up to the last @, since a password may hold one, or a slash: rather too much than a part of it.
+    masked = re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"(?i)([?&](?:pass\w*|pwd|token|secret|key)=)[^&]*", r"\1***", masked)
+
+
+def shown(config: CameraConfig) -> dict[str, Any]:
+    """All settings as plain values, as they may be shown: secrets are `***`."""
+    values = config.model_dump(mode="json")
+    values["source"]["url"] = without_password(config.source.url)
+    if config.mqtt.password is not None:
+        values["mqtt"]["password"] = "***"
+    return values

@@ -52,7 +52,7 @@ class Site:
 
     def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
         """Change the manifest and sign it again as it is, as somebody with the key might by mistake."""
-            path = self.bundle / "manifest.json"
+        path = self.bundle / "manifest.json"
         manifest = json.loads(path.read_text())
         change(manifest)
         path.write_text(json.dumps(manifest))
