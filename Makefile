@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz sbom bench wheel clean
+.PHONY: help demo test check fuzz faults sbom bench wheel clean
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of wh
 
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
+
+faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (15 minutes)
+	$(BIN)/python -m tests.faults $(ARGS)
 
 sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json
 	@mkdir -p dist

@@ -79,6 +79,9 @@ class WebConfig(_Section):
 
 class JoinConfig(_Section):
     deadline_ms: int = Field(3000, ge=0, le=60_000, description="a frame waits so long for its semantics")
+    gap_ms: int = Field(
+        10_000, ge=0, le=600_000, description="a missing frame is asked for, and awaited so long, before it is given up"
+    )
     max_frames: int = Field(2048, ge=16, le=100_000)
     max_bytes: int = Field(64 << 20, ge=1 << 16)
 
