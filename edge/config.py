@@ -237,6 +237,16 @@ def broker_address(url: str) -> tuple[str, int, bool]:
     return parts.hostname, port or (8883 if tls else 1883), tls
 
 
+def in_the_clear(url: str) -> bool:
+    """Whether a broker's URL sends everything unencrypted over a network.
+
+    >>> [in_the_clear(url) for url in ("mqtt://broker", "mqtt://127.0.0.1:1883", "mqtts://broker")]
+    [True, False, False]
+    """
+    host, _, tls = broker_address(url)
+    return not (tls or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host))
+
+
 def public_key_of(config: CameraConfig) -> bytes | None:
     """The 32 bytes of the configured bundle key, or None. Raises OSError or ValueError where the file is no key."""
     path = config.bundles.public_key_file

@@ -19,7 +19,7 @@ from scene_edge.codec.errors import SceneEdgeError
 from scene_edge.codec.planes import aligned
 from scene_edge.codec.topics import Topics
 from scene_edge.edge.board import board_model, clock_is_synchronised, detect_profile, read_text
-from scene_edge.edge.config import CameraConfig, NetworkConfig
+from scene_edge.edge.config import CameraConfig, NetworkConfig, in_the_clear
 from scene_edge.edge.encoders import EncoderSettings
 from scene_edge.edge.encoders.choose import VerdictCache
 from scene_edge.edge.encoders.trial import TRIAL_GOP, run_trial
@@ -272,3 +272,6 @@ def _broker(config: CameraConfig) -> Iterator[Finding]:
     finally:
         transport.close()
     yield Finding("BROKER", "ok", f"{config.mqtt.broker} accepts us.")
+    if in_the_clear(config.mqtt.broker):
+        sentence = f"{config.mqtt.broker}: pictures cross the network in the clear, and anybody may send in our name."
+        yield Finding("BROKER_IN_THE_CLEAR", "warn", sentence, f"scene-edge fleet request {config.camera}")

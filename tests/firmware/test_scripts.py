@@ -312,6 +312,26 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_service_gives_up_what_it_does_not_need() -> None:
+    """Also where no systemd-analyze is at hand."""
+    unit = (SCRIPTS / "scene-edge.service").read_text().splitlines()
+    for line in (
+        "User=scene-edge",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "DevicePolicy=closed",
+        "RestrictNamespaces=yes",
+        "RestrictSUIDSGID=yes",
+        "SystemCallFilter=@system-service",
+        "UMask=0077",
+    ):
+        assert line in unit
+    assert not [line for line in unit if line.startswith(("ListenStream", "Sockets"))]
+
+
 def test_the_service_is_hardened() -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:

@@ -14,7 +14,7 @@ import yaml
 
 from scene_edge.broker import free_port
 from scene_edge.cli import run
-from scene_edge.edge.config import without_password
+from scene_edge.edge.config import in_the_clear, without_password
 from scene_edge.edge.settings import load_config
 from tests.data import REPOSITORY
 from tests.waiting import wait_until
@@ -130,3 +130,19 @@ def test_the_look_at_proc_sees_a_port_that_is_open() -> None:
         before = len(listening(os.getpid()))
         open_port.listen()
         assert len(listening(os.getpid())) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("broker", "clear"),
+    [
+        ("mqtt://127.0.0.1", False),
+        ("mqtt://localhost:1883", False),
+        ("mqtt://[::1]:1883", False),
+        ("mqtts://broker.example", False),
+        ("mqtt://broker.example", True),
+        ("mqtt://127.example", True),
+        ("mqtt://10.0.0.7", True),
+    ],
+)
+def test_which_brokers_are_spoken_to_in_the_clear(broker: str, clear: bool) -> None:
+    assert in_the_clear(broker) == clear
