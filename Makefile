@@ -32,7 +32,7 @@ fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of wh
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
 
-faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (15 minutes)
+faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 
 sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json

@@ -265,7 +265,8 @@ def _usage(**wanted: bool) -> x509.KeyUsage:
 
 
 def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+    # A broker's name may be longer than a common name can be; its clients look at the alternative name alone.
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

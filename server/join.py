@@ -92,8 +92,8 @@ class Joiner:
             return False
         if self._first_arrival_s is None:
             self._first_arrival_s = now_s
-            if seq == 0:
-                self.next_seq = 0
+        if seq == 0 and self.next_seq is None:
+            self.next_seq = 0  # nothing can have been before it, whenever it comes
         self._units[seq] = (unit, now_s)
         self._bytes += len(unit.data)
         return True

@@ -103,6 +103,13 @@ def test_a_second_authority_would_lock_every_camera_out(fleet: Fleet) -> None:
         Fleet.create(fleet.folder, "broker.example")
 
 
+def test_a_broker_with_a_long_name(tmp_path: Path) -> None:
+    host = "broker." + "x" * 60 + ".example"
+    made = certificate(Fleet.create(tmp_path / "fleet", host).folder / "broker/broker.crt")
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert names.value.get_values_for_type(x509.DNSName) == [host]
+
+
 @pytest.mark.parametrize("host", ["", "a b", "-x", "x;y", "a\nb"])
 def test_no_host(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="name or address"):
