@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench wheel clean
+.PHONY: help demo test check fuzz faults sbom bench wheel clean
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,18 @@ check: $(VENV)/.dev ## Lint, formatting and types
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run firmware_scripts/*.sh; \
 	else echo "shellcheck is not installed: the shell scripts are not checked"; fi
 
+fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of what came of it (20 minutes of a core)
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
+
+faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
+	$(BIN)/python -m tests.faults $(ARGS)
+
+sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json
+	@mkdir -p dist
+	$(BIN)/python -m scene_edge.sbom --extra openvino >dist/sbom.cdx.json
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build

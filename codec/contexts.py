@@ -50,12 +50,13 @@ class Memory:
 
     Occupied is where the frame before had something. Heat is 32 for each frame with something there, a quarter of it
     lost with each frame; the last 3 never go, which tells places of this GOP from all others. Trace is 64 times the
-    value, cut to 4, and half of the trace before.
+    value, cut to 4, and half of the trace before. `faded`: another silent frame would change nothing.
     """
 
     occupied: Mask
     heat: I16
     trace: I16
+    faded: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,6 +73,18 @@ class Memory:
             # Towards 0 from both sides: a shift of a negative number alone would round away from it.
             trace += (before.trace - (before.trace >> 15)) >> 1
         return cls(occupied, heat, trace)
+
+    @classmethod
+    def after_silence(cls, before: Memory | None, silent: I16) -> Memory:
+        """As `after` with `silent`, a frame of zeros; for nothing once it has faded.
+
+        An empty packet may stand for hundreds of silent frames of a large picture: that must not take seconds.
+        """
+        if before is not None and before.faded:
+            return before
+        now = cls.after(before, silent)
+        kept = now.heat if before is None else before.heat
+        return cls(now.occupied, now.heat, now.trace, faded=not now.trace.any() and np.array_equal(now.heat, kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class LatentTables:
         found = []
         for name, rank in (("flags", 2), ("places", 2), ("values", 3)):
             tensor = tensors.get(prefix + name)
-            if tensor is None or tensor.dtype != np.uint16 or tensor.ndim != rank:
+            if tensor is None or tensor.dtype != np.uint16 or tensor.ndim != rank or not tensor.size:
                 got = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
                 raise EntropyError(
                     f"table tensor {prefix}{name} is missing or of the wrong kind", got=got, allowed=f"uint16, {rank}-d"
@@ -190,28 +190,29 @@ class LatentDecoder:
         self._memory: Memory | None = None
 
     def decode(self, payload: bytes, frames: int, shape: tuple[int, int, int]) -> list[I16]:
-        """Message -> `frames` arrays int16 [C, h, w]. Raises EntropyError if it is not exactly such a message.
+        """Message -> `frames` arrays int16 [C, h, w], not to be written to: silent frames are one and the same.
 
-        The time that it takes is bounded by MAX_SYMBOLS, whatever the message says.
+        Raises EntropyError if it is not exactly such a message. The time that it takes is bounded by MAX_SYMBOLS,
+        whatever the message says.
         """
         if not 1 <= frames <= MAX_FRAMES:
             raise EntropyError("number of frames out of range", got=frames, allowed=f"1..{MAX_FRAMES}")
         memory = _matching(self._memory, shape, self.tables)
         decoder = RansDecoder(payload)
-        out = []
+        out, silent = [], np.zeros(shape, np.int16)
         for _ in range(frames):
             z = self._read_frame(decoder, memory, shape)
-            memory = Memory.after(memory, z)
-            out.append(z)
+            memory = Memory.after_silence(memory, silent) if z is None else Memory.after(memory, z)
+            out.append(silent if z is None else z)
         decoder.finish()
         self._memory = memory
         return out
 
-    def _read_frame(self, decoder: RansDecoder, memory: Memory | None, shape: tuple[int, int, int]) -> I16:
-        z: I16 = np.zeros(shape, np.int16)
+    def _read_frame(self, decoder: RansDecoder, memory: Memory | None, shape: tuple[int, int, int]) -> I16 | None:
+        """None for a frame of zeros."""
         tables = self.tables
         if decoder.read([flag_row(memory)], tables.flags) == [0]:
-            return z
+            return None
         groups, occupied = place_groups(memory, shape[1:]), np.zeros(shape[1:], np.bool_)
         for quarters in PASSES:
             rows = place_rows(groups, occupied)
@@ -237,6 +238,7 @@ class LatentDecoder:
         np.negative(values, out=values, where=turned)
         if escaped and not -32768 <= values.min() <= values.max() <= 32767:
             raise EntropyError("message is damaged: an escaped value is too large", got=int(np.abs(values).max()))
+        z: I16 = np.zeros(shape, np.int16)
         z.reshape(shape[0], -1)[:, where] = values
         return z
 

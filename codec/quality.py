@@ -7,7 +7,6 @@ every `hold`-th frame of a GOP, from its first on, has one of its own, and only 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,8 @@ MAX_QUALITIES = 16
 STRIDES = (8, 16, 32)
 MAX_HOLD = 30
 MAX_QP = 51
+MAX_STEP = 1e6
+"""Largest quantiser step: times the largest latent it is far below what a float holds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ def load_qualities(bundle: Bundle) -> tuple[Quality, ...]:
         raise BundleError(
             f"bundle {bundle.name}: quality_steps is not usable",
             got=str(steps)[:200],
-            allowed=f"a list of 1..{MAX_QUALITIES} positive numbers",
+            allowed=f"a list of 1..{MAX_QUALITIES} numbers above 0, at most {MAX_STEP:g}",
         )
     if not isinstance(file, str):
         raise BundleError(f"bundle {bundle.name} names no entropy tables", got=str(file)[:80])
@@ -66,7 +67,7 @@ def load_qualities(bundle: Bundle) -> tuple[Quality, ...]:
 def latent_shape(bundle: Bundle, width: int, height: int) -> tuple[int, int, int]:
     """[C, h, w] of an SMC bundle's latents for pictures of width x height luma samples. Raises BundleError."""
     channels, stride = bundle.parameters.get("channels"), bundle.parameters.get("stride")
-    if not isinstance(channels, int) or stride not in STRIDES:
+    if not isinstance(channels, int) or not isinstance(stride, int) or stride not in STRIDES:
         raise BundleError(
             f"bundle {bundle.name}: channels or stride is not usable",
             got=f"{channels}, {stride}"[:80],
@@ -167,4 +168,4 @@ class PacketDecoder:
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_STEP

@@ -135,8 +135,10 @@ def _bodies(nal: Nal) -> Iterator[bytes]:
     """The user-data-unregistered bodies (UUID first) of one SEI NAL unit."""
     rbsp = unescape(nal.data[1:])
     at = 0
-    # What ends an RBSP is one byte 0x80, or nothing where a careless muxer cut it.
-    while at < len(rbsp) and rbsp[at:] != b"\x80":
+    # What ends an RBSP is one byte 0x80, or nothing where a careless muxer cut it. Looked at once: a copy of the rest
+    # for each message would make a NAL unit of many empty ones cost the square of its length.
+    end = len(rbsp) - 1 if rbsp.endswith(b"\x80") else len(rbsp)
+    while at < end:
         kind, at = _read_ff_coded(rbsp, at)
         size, at = _read_ff_coded(rbsp, at)
         if size > len(rbsp) - at:

@@ -14,7 +14,7 @@ from scene_edge.codec.sei import UTC_FREE_RUNNING, UTC_LOCKED
 from scene_edge.edge.board import clock_is_synchronised, resident_mb
 from scene_edge.edge.clip import encoder_settings
 from scene_edge.edge.clock import Clock, SystemClock
-from scene_edge.edge.config import CameraConfig, without_password
+from scene_edge.edge.config import CameraConfig, in_the_clear, without_password
 from scene_edge.edge.encoders import VideoEncoder, create_encoder
 from scene_edge.edge.encoders.choose import choose_encoder
 from scene_edge.edge.ledger import Ledger, LedgerSnapshot
@@ -127,6 +127,8 @@ class Camera:
             encoder=self._encoder.name if self._encoder else "",
             **self._networks.engines,
         )
+        if in_the_clear(self.config.mqtt.broker):
+            self._log.warning("broker.in_the_clear", broker=self.config.mqtt.broker, hint="mqtts:// encrypts")
         publisher.start()
         pipeline.start()
         notify_systemd("READY=1")

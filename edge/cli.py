@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.edge.config import PROFILES, CameraConfig, LogConfig
+from scene_edge.edge.config import PROFILES, CameraConfig, LogConfig, shown
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as video.crf=28; repeatable.")
@@ -34,6 +35,9 @@ def start(
     camera: Annotated[str | None, typer.Option(help="Camera id in the topics: [A-Za-z0-9_-]{1,64}.")] = None,
     broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT or mqtts://HOST:PORT.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many captured frames.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings that apply, without secrets, and stop.")
+    ] = False,
     settings: SetOption = None,
 ) -> None:
     """Run a camera: filter, encode, code semantics, publish; until the source ends or it is told to stop.
@@ -42,6 +46,9 @@ def start(
     """
     overrides = _overrides({"source.url": source, "camera": camera, "mqtt.broker": broker}, settings)
     chosen = _load(profile, config, overrides)
+    if print_config:
+        typer.echo(yaml.safe_dump(shown(chosen), sort_keys=False), nl=False)
+        return
     from scene_edge.edge.camera import Camera, finish
     from scene_edge.edge.logs import configure_logging
 

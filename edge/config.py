@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -218,6 +218,11 @@ class BundlesConfig(Section):
     public_key_file: Path | None = Field(
         None, description="Raw or hexadecimal Ed25519 key: every bundle must be signed by it. null: digests only."
     )
+    counters_file: Path | None = Field(
+        None,
+        description="With a key: file that remembers the counter of each bundle that ran, so that none with a lower "
+        "one opens any more; null: an old bundle with a good signature opens.",
+    )
 
 
 class LogConfig(Section):
@@ -248,13 +253,23 @@ def broker_address(url: str) -> tuple[str, int, bool]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"broker URL {url!r} does not parse: {error}") from error
+        raise ValueError(f"broker URL {without_password(url)!r} does not parse: {error}") from error
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
         raise ValueError("broker must be mqtt://host[:port] or mqtts://host[:port]")
     if parts.username or parts.password:
         raise ValueError("broker URL must not hold a password: use mqtt.username and mqtt.password")
     tls = parts.scheme == "mqtts"
     return parts.hostname, port or (8883 if tls else 1883), tls
+
+
+def in_the_clear(url: str) -> bool:
+    """Whether a broker's URL sends everything unencrypted over a network.
+
+    >>> [in_the_clear(url) for url in ("mqtt://broker", "mqtt://127.0.0.1:1883", "mqtts://broker")]
+    [True, False, False]
+    """
+    host, _, tls = broker_address(url)
+    return not (tls or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host))
 
 
 def public_key_of(config: CameraConfig) -> bytes | None:
@@ -277,4 +292,15 @@ def without_password(url: str) -> str:
     >>> without_password("rtsp://admin:1234@10.0.0.7/live")
     'rtsp://***@10.0.0.7/live'
     """
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    # Up to the last @, since a password may hold one, or a slash: rather too much than a part of it.
+    masked = re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"(?i)([?&](?:pass\w*|pwd|token|secret|key)=)[^&]*", r"\1***", masked)
+
+
+def shown(config: CameraConfig) -> dict[str, Any]:
+    """All settings as plain values, as they may be shown: secrets are `***`."""
+    values = config.model_dump(mode="json")
+    values["source"]["url"] = without_password(config.source.url)
+    if config.mqtt.password is not None:
+        values["mqtt"]["password"] = "***"
+    return values

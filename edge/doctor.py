@@ -17,9 +17,10 @@ from typing import Literal
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import SceneEdgeError
 from scene_edge.codec.planes import aligned
+from scene_edge.codec.topics import Topics
 from scene_edge.edge.board import board_model, clock_is_synchronised, detect_profile, read_text
 from scene_edge.edge.choice import AUTO, choice_for, usual_size
-from scene_edge.edge.config import CameraConfig, NetworkConfig
+from scene_edge.edge.config import CameraConfig, NetworkConfig, in_the_clear
 from scene_edge.edge.encoders import EncoderSettings
 from scene_edge.edge.encoders.choose import VerdictCache
 from scene_edge.edge.encoders.trial import TRIAL_GOP, run_trial
@@ -279,10 +280,14 @@ def _broker(config: CameraConfig) -> Iterator[Finding]:
     transport = PahoTransport(config.mqtt, f"{config.camera[:50]}-doctor")
     nothing = Listener(lambda _topic, _payload: None, lambda: None, lambda _reason: None)
     try:
-        transport.connect(Message("scene-edge/doctor", b"", qos=0), [], nothing)
+        # The will goes to a topic that an access list grants this camera; a goodbye takes it back.
+        transport.connect(Message(Topics(config.camera).ledger, b"", qos=0), [], nothing)
     except SceneEdgeError as error:
         yield Finding("BROKER", "fail", str(error), f"mosquitto_sub -L {config.mqtt.broker}/scene/1/# -C 1")
         return
     finally:
         transport.close()
     yield Finding("BROKER", "ok", f"{config.mqtt.broker} accepts us.")
+    if in_the_clear(config.mqtt.broker):
+        sentence = f"{config.mqtt.broker}: pictures cross the network in the clear, and anybody may send in our name."
+        yield Finding("BROKER_IN_THE_CLEAR", "warn", sentence, f"scene-edge fleet request {config.camera}")

@@ -47,7 +47,7 @@ class _Way:
 
 
 class Dispatcher:
-    """For the publisher's thread, but for `progress`."""
+    """For the publisher's thread, but for `progress` and `want`."""
 
     def __init__(self, spool: Spool, in_flight: Callable[[], int], config: MqttConfig, clock: Clock) -> None:
         self._spool, self._in_flight, self._config, self._clock = spool, in_flight, config, clock
@@ -57,6 +57,7 @@ class Dispatcher:
         self._largest_taken = 0
         self._refused: tuple[int, int] = (0, 0)
         self._answered = False
+        self._wanted = False
 
     def choose(self) -> Record | None:
         """The record whose turn it is; None if there is none, or no room for it."""
@@ -99,14 +100,29 @@ class Dispatcher:
         way = self._live if lane is Lane.LIVE else self._backfill
         way.progress_ns, way.patience = self._clock.now_ns(), 1.0
 
+    def want(self) -> None:
+        """The server misses something that was sent; from the transport's thread."""
+        self._wanted = True
+
+    @property
+    def wanted(self) -> bool:
+        """Whether `rewind_if_silent` has something to do at once."""
+        return self._wanted
+
     def rewind(self) -> None:
         """A new connection: everything unacknowledged is sent again."""
         for way in (self._live, self._backfill):
             way.cursor, way.progress_ns = 0, self._clock.now_ns()
-        self._answered = False
+        self._answered = self._wanted = False
 
     def rewind_if_silent(self, now_ns: int) -> bool:
-        """Send a lane again whose records the server has left without an answer for too long; True if there was one."""
+        """Send a lane again whose records the server has left without an answer for too long, or both where it asked
+        for what it misses; True if there was one."""
+        if self._wanted:
+            self._wanted = False
+            for way in (self._live, self._backfill):
+                way.cursor, way.progress_ns = 0, now_ns
+            return True
         silent = [way for way in (self._live, self._backfill) if self._is_silent(way, now_ns)]
         for way in silent:
             way.cursor, way.progress_ns = 0, now_ns

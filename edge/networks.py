@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import ConfigError, EngineError, SceneEdgeError
+from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
 from scene_edge.edge.choice import choice_for
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
+from scene_edge.edge.counters import Counters
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
@@ -55,7 +57,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
         try:
             opener = Opener(config, config.scene, width, height)
             networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live, guard=_guard(config))
-            degraded += opener.fallbacks("scene")
+            degraded += opener.fallbacks("scene") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
                 raise
@@ -66,7 +68,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             steps = [quality.step for quality in load_qualities(opener.bundle)]
             quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
             networks.semantics = SemanticEncoder(opener.bundle, width, height, opener)
-            degraded += opener.fallbacks("smc")
+            degraded += opener.fallbacks("smc") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
                 networks.close()
@@ -101,7 +103,29 @@ def open_bundle(config: CameraConfig, name: str) -> Bundle:
         key = public_key_of(config)
     except (OSError, ValueError) as error:
         raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
-    return Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
+    if key is None:
+        return Bundle.open(name, zoo=config.bundles.zoo)
+    bundle = Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
+    if not Path(name).is_dir() and bundle.name != name:
+        raise BundleError("another bundle lies where this one should be", got=bundle.name, allowed=name)
+    least = Counters(config.bundles.counters_file).least(bundle.name)
+    if bundle.counter < least:
+        raise BundleError(
+            f"bundle {bundle.name} is older than the one that was in use",
+            got=f"counter {bundle.counter}",
+            allowed=f">= {least}",
+            hint="Its signature is good: somebody brought an old one back.",
+        )
+    return bundle
+
+
+def _remember(config: CameraConfig, bundle: Bundle) -> list[str]:
+    """Raise the bundle's counter, now that it runs; why that could not be written down, if so."""
+    try:
+        Counters(config.bundles.counters_file).raise_to(bundle)
+    except (BundleError, StoreError) as error:
+        return [f"bundle {bundle.name}: {error}"]
+    return []
 
 
 class Opener:

@@ -157,7 +157,7 @@ class Publisher:
     def _has_work(self) -> bool:
         if not self._online or self._stopping.is_set():
             return True
-        return self._dispatcher.choose() is not None
+        return self._dispatcher.wanted or self._dispatcher.choose() is not None
 
     def _send_next(self) -> bool:
         """True if there may be more to send at once."""
@@ -212,7 +212,12 @@ class Publisher:
         acknowledged = self._acknowledged(payload)
         if acknowledged is None:
             return
-        session, seq = acknowledged
+        session, seq, missing = acknowledged
+        if missing:
+            self._dispatcher.want()
+            self._wake()
+        if seq is None:
+            return
         freed = self._spool.acknowledge(session, seq)
         if not freed:
             return
@@ -224,8 +229,9 @@ class Publisher:
         latencies_ms = [(now_ns - taken_ns) / 1e6 for record in freed for taken_ns in record.taken_ns]
         self._ledger.commit(len(latencies_ms), latencies_ms)
 
-    def _acknowledged(self, payload: bytes) -> tuple[int, int] | None:
-        """Session and number of an ack that is ours and not stale; anything else is counted and ignored."""
+    def _acknowledged(self, payload: bytes) -> tuple[int, int | None, bool] | None:
+        """Session and number of an ack that is ours and not stale, and whether the server misses a frame behind it;
+        anything else is counted and ignored."""
         try:
             ack = json.loads(payload) if len(payload) <= MAX_ACK_BYTES else None
         except (ValueError, RecursionError):
@@ -235,11 +241,13 @@ class Publisher:
             return None
         session = _session(ack.get("session"))
         seq, epoch = _whole(ack.get("seq")), _whole(ack.get("epoch", 0))
-        if session not in self._spool.sessions or seq is None or epoch is None or epoch < self._epoch:
+        missing = _whole(ack.get("missing")) is not None
+        nothing = seq is None and not missing
+        if session not in self._spool.sessions or nothing or epoch is None or epoch < self._epoch:
             self.bad_acks += 1
             return None
         self._epoch = epoch
-        return session, seq
+        return session, seq, missing
 
     def _on_lost(self, _reason: str) -> None:
         self._online = False

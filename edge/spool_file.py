@@ -31,6 +31,9 @@ MAX_DAMAGED = 3
 QUARANTINE_BYTES = 4_000_000
 """What no broker takes is kept up to this, the newest of it."""
 
+FOREIGN_FORMAT = "unsupported file format"
+"""What SQLite says of a damaged format number. It has no code of its own, and trying again would not help."""
+
 _LEAVES = ("video", "semantic")
 _HEAD = struct.Struct("<QIIqBHI")
 _CRC = struct.Struct("<I")
@@ -104,6 +107,8 @@ class SpoolFile:
                 self.path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False, cached_statements=32
             )
             self._connection = connection
+            # A damaged file may hold anything where a text was: bytes are compared and checked, never decoded.
+            connection.text_factory = bytes
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
@@ -203,7 +208,11 @@ class SpoolFile:
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as error:  # a message about what stands in the file, with what stands in the file
+            raise DamagedFileError(f"cannot {what} the spool", got="a schema that is no text") from error
         except (sqlite3.OperationalError, sqlite3.ProgrammingError) as error:
+            if FOREIGN_FORMAT in str(error):
+                raise DamagedFileError(f"cannot {what} the spool", got=str(error)) from error
             raise StoreError(f"cannot {what} the spool", got=str(error)) from error
         except sqlite3.DatabaseError as error:
             raise DamagedFileError(f"cannot {what} the spool", got=str(error)) from error
@@ -211,8 +220,9 @@ class SpoolFile:
             raise StoreError(f"cannot {what} the spool", got=str(error)) from error
 
 
-def _schema_of(connection: sqlite3.Connection) -> list[str]:
-    return [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master ORDER BY name")]
+def _schema_of(connection: sqlite3.Connection) -> list[object]:
+    found = connection.execute("SELECT sql FROM sqlite_master ORDER BY name")
+    return [sql.decode("utf-8", "replace") if isinstance(sql, bytes) else sql for (sql,) in found]
 
 
 def _delete(connection: sqlite3.Connection, rows: Iterable[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,7 +145,12 @@ class PahoTransport:
                 for path in (self._config.ca_file, self._config.cert_file, self._config.key_file)
             )
             try:
-                client.tls_set(ca_certs=ca, certfile=cert, keyfile=key)
+                # The broker's chain and name are always verified: there is no setting that leaves it out.
+                context = ssl.create_default_context(cafile=ca)
+                context.minimum_version = ssl.TLSVersion.TLSv1_2
+                if cert is not None:
+                    context.load_cert_chain(cert, key)
+                client.tls_set_context(context)
             except (OSError, ValueError) as error:
                 raise ConfigError("the certificates of mqtt cannot be used", got=str(error)) from error
         return client

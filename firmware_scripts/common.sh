@@ -32,7 +32,7 @@ write_file() { # PATH MODE
         sed 's/^/  | /'
         return
     fi
-    cat >"$1.new"
+    (umask 077 && cat >"$1.new")  # it may hold a password, before chmod too
     chmod "$2" "$1.new"
     mv -f "$1.new" "$1"
 }

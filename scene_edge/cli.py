@@ -33,6 +33,11 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "quantize": ("scene_edge.quantize.cli", "quantize", "Quantise a network into a bundle (extra: train)."),
 }
 
+# Commands of commands: name -> (module, function that makes the application, its line in the overview).
+GROUPS: dict[str, tuple[str, str, str]] = {
+    "fleet": ("scene_edge.server.fleet_cli", "fleet_app", "Certificates and broker settings of many cameras."),
+}
+
 # The extra that brings a package, by the top of its import name.
 EXTRAS = {
     **dict.fromkeys(("torch", "nncf", "onnx", "onnxscript", "scipy"), "train"),
@@ -90,6 +95,11 @@ def build(command: str | None) -> typer.Typer:
         if name == command:
             callback = getattr(importlib.import_module(module), function)
         app.command(name, short_help=line)(callback)
+    for name, (module, function, line) in GROUPS.items():
+        if name == command:
+            app.add_typer(getattr(importlib.import_module(module), function)(), name=name, short_help=line)
+        else:
+            app.command(name, short_help=line)(_never)
     app.add_typer(models_app(), name="models", short_help="List, show and verify model bundles.")
     app.command("version", short_help="Print the version.")(version)
     app.callback()(_root)

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import structlog
 import typer
+import yaml
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.server.config import load_config, parse_listen
+from scene_edge.server.config import load_config, parse_listen, shown
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -23,6 +24,9 @@ def serve(
     broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT or mqtts://HOST:PORT")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT of the page; port 0 takes a free one.")] = None,
     database: Annotated[str | None, typer.Option(help="Database URL, such as sqlite:///scene-edge.db")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings that apply, without secrets, and stop.")
+    ] = False,
 ) -> None:
     """Receive, fuse, analyse and store what the cameras send, and show it on a page.
 
@@ -36,6 +40,9 @@ def serve(
     if database is not None:
         overrides["database"] = database
     settings = load_config(config, overrides=overrides)
+    if print_config:
+        typer.echo(yaml.safe_dump(shown(settings), sort_keys=False), nl=False)
+        return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.log_level]))
     from scene_edge.server.service import Server
 

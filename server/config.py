@@ -7,6 +7,7 @@ name the file and line, or the variable.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ class WebConfig(_Section):
 
 class JoinConfig(_Section):
     deadline_ms: int = Field(3000, ge=0, le=60_000, description="a frame waits so long for its semantics")
+    gap_ms: int = Field(
+        10_000, ge=0, le=600_000, description="a missing frame is asked for, and awaited so long, before it is given up"
+    )
     max_frames: int = Field(2048, ge=16, le=100_000)
     max_bytes: int = Field(64 << 20, ge=1 << 16)
 
@@ -163,6 +167,19 @@ def load_config(
         raise ConfigError(
             f"{where}: {key or 'configuration'}: {first['msg']}", got=None if secret else str(first.get("input"))[:80]
         ) from error
+
+
+def shown(config: ServerConfig) -> dict[str, Any]:
+    """All settings as plain values, as they may be shown: passwords in URLs are `***`."""
+    values = config.model_dump(mode="json")
+    values["broker"]["url"] = _without_password(config.broker.url)
+    values["database"] = _without_password(config.database)
+    return values
+
+
+def _without_password(url: str) -> str:
+    # Up to the last @, since a password may hold one, or a slash: rather too much than a part of it.
+    return re.sub(r"//.*@", "//***@", url)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -58,6 +58,7 @@ class Ingest:
         if config.tls:
             try:
                 context = ssl.create_default_context(cafile=config.ca_file)
+                context.minimum_version = ssl.TLSVersion.TLSv1_2
                 if config.cert_file:
                     context.load_cert_chain(config.cert_file, config.key_file)
             except (OSError, ssl.SSLError) as error:

@@ -65,8 +65,9 @@ class Joiner:
     """The join buffer of one session.
 
     `next_seq` is the frame due next; None means that the session was met in its middle, and that frames with lower
-    numbers than the first one seen are awaited for one deadline. Whatever exceeds `max_frames` or `max_bytes` leaves
-    early, as if its deadline had passed.
+    numbers than the first one seen are awaited. Frames that are missing are awaited for `gap_s` (None: the deadline):
+    their camera still has them, unless it gave them up. Whatever exceeds `max_frames` or `max_bytes` leaves early, as
+    if its deadline had passed.
     """
 
     deadline_s: float
@@ -74,6 +75,7 @@ class Joiner:
     expect_semantics: bool = False
     max_frames: int = 2048
     max_bytes: int = 64 << 20
+    gap_s: float | None = None
     counts: Counter[str] = field(default_factory=Counter)
     _units: dict[int, tuple[VideoUnit, float]] = field(default_factory=dict)
     _packets: dict[int, SemanticPacket] = field(default_factory=dict)
@@ -90,8 +92,8 @@ class Joiner:
             return False
         if self._first_arrival_s is None:
             self._first_arrival_s = now_s
-            if seq == 0:
-                self.next_seq = 0
+        if seq == 0 and self.next_seq is None:
+            self.next_seq = 0  # nothing can have been before it, whenever it comes
         self._units[seq] = (unit, now_s)
         self._bytes += len(unit.data)
         return True
@@ -116,7 +118,7 @@ class Joiner:
         out: list[Joined] = []
         while self._units:
             if self.next_seq is None:
-                if not self._overfull() and now_s < (self._first_arrival_s or 0.0) + self.deadline_s:
+                if not self._overfull() and now_s < (self._first_arrival_s or 0.0) + self._patience_s:
                     break
                 self.next_seq = min(self._units)
             held = self._units.get(self.next_seq)
@@ -139,10 +141,21 @@ class Joiner:
         if not self._units:
             return None
         if self.next_seq is None:
-            return (self._first_arrival_s or 0.0) + self.deadline_s
+            return (self._first_arrival_s or 0.0) + self._patience_s
         held = self._units.get(self.next_seq)
-        arrived_s = held[1] if held else min(arrived for _, arrived in self._units.values())
-        return arrived_s + self.deadline_s
+        if held is not None:
+            return held[1] + self.deadline_s
+        return min(arrived for _, arrived in self._units.values()) + self._patience_s
+
+    def missing(self) -> int | None:
+        """The frame that is awaited although later ones are here; 0 where a session was met in its middle."""
+        if not self._units or self.next_seq in self._units:
+            return None
+        return self.next_seq or 0
+
+    @property
+    def _patience_s(self) -> float:
+        return self.deadline_s if self.gap_s is None else self.gap_s
 
     @property
     def waiting(self) -> int:
@@ -164,9 +177,9 @@ class Joiner:
         return len(self._units) > self.max_frames or self._bytes > self.max_bytes
 
     def _gap(self, now_s: float) -> Joined | None:
-        """Frames are missing before the lowest held one: give them up once any held frame has waited its deadline."""
+        """Frames are missing before the lowest held one: give them up once a held frame has waited for long enough."""
         waited_since_s = min(arrived for _, arrived in self._units.values())
-        if now_s < waited_since_s + self.deadline_s and not self._overfull():
+        if now_s < waited_since_s + self._patience_s and not self._overfull():
             return None
         first = self.next_seq or 0
         self.next_seq = min(self._units)

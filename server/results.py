@@ -68,6 +68,17 @@ def ack_json(session: str, seq: int, epoch: int) -> bytes:
     return json.dumps({"session": session, "seq": seq, "epoch": epoch}, separators=(",", ":")).encode()
 
 
+def missing_json(session: str, acked: int | None, missing: int, epoch: int) -> bytes:
+    """An acknowledgement that asks for frame `missing`, which never came although later ones did: send again what is
+    not acknowledged. Without `acked` nothing of the session is committed yet.
+
+    >>> missing_json("00000000deadbeef", None, 0, 3)
+    b'{"session":"00000000deadbeef","epoch":3,"missing":0}'
+    """
+    known = {} if acked is None else {"seq": acked}
+    return json.dumps({"session": session, **known, "epoch": epoch, "missing": missing}, separators=(",", ":")).encode()
+
+
 def _object(track: Track) -> dict[str, object]:
     left, top, right, bottom = (round(value, _PLACES) for value in track.box)
     return {

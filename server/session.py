@@ -20,11 +20,13 @@ from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.join import Joiner, VideoUnit
 from scene_edge.server.pictures import Outcome, PicturePipeline
-from scene_edge.server.results import ack_json, action_json, tracks_json
+from scene_edge.server.results import ack_json, action_json, missing_json, tracks_json
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Batch
 
 REACK_EVERY_S = 0.2
+ASK_EVERY_S = 3.0
+"""While a gap does not fill: on a slow line the answer takes its time, and asking again begins it anew."""
 
 Publish = Callable[[str, bytes, int], None]
 """(topic, payload, QoS): must not block."""
@@ -62,6 +64,7 @@ class SessionWorker:
             expect_semantics=expect_semantics,
             max_frames=join.max_frames,
             max_bytes=join.max_bytes,
+            gap_s=join.gap_ms / 1000,
         )
         self._assembler = VideoAssembler()
         self._results: list[Outcome] = []
@@ -69,6 +72,7 @@ class SessionWorker:
         self._missing = 0
         self._processed_seq = self._acked_seq = resumed
         self._reack_at_s: float | None = None
+        self._asked: tuple[int, float] | None = None
         self.heard_s = time.monotonic()
 
     # What arrives
@@ -115,6 +119,8 @@ class SessionWorker:
     def next_wakeup_s(self) -> float | None:
         """When `advance` is due if no message comes; None: not before the next message."""
         due = [self.joiner.next_deadline_s(), self._reack_at_s]
+        if self._asked and self.joiner.missing() is not None:
+            due.append(self._asked[1] + ASK_EVERY_S)
         if self._results or self._missing:
             due.append(self._results_since_s + self._limits.commit_ms / 1000)
         times = [time_s for time_s in due if time_s is not None]
@@ -133,6 +139,7 @@ class SessionWorker:
         if self._reack_at_s is not None and now_s >= self._reack_at_s:
             self._reack_at_s = None
             self._ack()
+        self._ask(now_s)
 
     def finish(self) -> None:
         """Nothing more comes that frames could wait for: commit all of them."""
@@ -181,6 +188,22 @@ class SessionWorker:
     def _ack(self) -> None:
         if self._acked_seq is not None:
             self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch), 1)
+
+    def _ask(self, now_s: float) -> None:
+        """Frames are missing that their camera keeps until they are acknowledged, and later ones must not acknowledge
+        them: a broker that was restarted or full has lost them, or we came after them."""
+        missing = self.joiner.missing()
+        if missing is None:
+            self._asked = None
+            return
+        if self._asked is not None:
+            filling, due = missing != self._asked[0], now_s >= self._asked[1] + ASK_EVERY_S
+            if filling:
+                self._asked = missing, now_s
+            if filling or not due:
+                return
+        self._asked = missing, now_s
+        self._publish(self._topics.ack, missing_json(self.name, self._acked_seq, missing, self._epoch), 1)
 
     def _report(self, outcomes: list[Outcome]) -> None:
         camera = self.state.camera

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -22,6 +21,8 @@ MAX_SHOWN = 64
 """Longest lists and dictionaries taken over from what a camera says of itself."""
 
 MAX_TEXT = 200
+MAX_NUMBER = 2.0**63
+"""JSON knows integers that no float holds, and that no page should be sent."""
 
 MQTT_QOS1_BYTES = 12
 """Fixed header, topic length and packet id of a QoS 1 publish, and its PUBACK, in bytes."""
@@ -314,17 +315,22 @@ def _text(value: object) -> str | None:
 
 
 def _texts(value: object) -> list[str]:
-    return [str(item)[:MAX_TEXT] for item in value[:MAX_SHOWN]] if isinstance(value, list) else []
+    return [_word(item) for item in value[:MAX_SHOWN]] if isinstance(value, list) else []
+
+
+def _word(value: object) -> str:
+    """Lists and objects are not written out: nested deeply enough, that alone would end the page's request."""
+    return str(value)[:MAX_TEXT] if isinstance(value, str | int | float) else f"({type(value).__name__})"
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_NUMBER < value < MAX_NUMBER:
         return None
     return value
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and _number(value) is not None else None
 
 
 def _numbers(value: object) -> dict[str, float]:
@@ -341,4 +347,4 @@ def _counts(value: object) -> dict[str, int]:
 def _named(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
-    return {str(k)[:MAX_TEXT]: str(v)[:MAX_TEXT] for k, v in list(value.items())[:MAX_SHOWN] if v is not None}
+    return {str(k)[:MAX_TEXT]: _word(v) for k, v in list(value.items())[:MAX_SHOWN] if v is not None}

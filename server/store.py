@@ -53,7 +53,7 @@ frames = sa.Table(
     sa.Column("picture", sa.String(8), nullable=False),
     sa.Column("video_bytes", sa.Integer, nullable=False),
     sa.Column("semantic_bytes", sa.Integer, nullable=False),
-    sa.Index("frames_by_time", "captured_ns"),
+    sa.Index("frames_by_commit", "committed_ns"),
 )
 tracks = sa.Table(
     "tracks",
@@ -196,7 +196,10 @@ class Store:
             connection.execute(sa.select(1))
 
     def prune(self, older_than_ns: int) -> int:
-        """Delete frames captured before a time, with their tracks; how many frames went."""
+        """Delete frames committed before a time, with their tracks; how many frames went.
+
+        By this server's clock: a camera that believes in 1970 would lose each result within the hour.
+        """
         with self._transaction("prune old results") as connection:
             for row in connection.execute(_old_ranges(older_than_ns)).all():
                 connection.execute(
@@ -204,7 +207,7 @@ class Store:
                         tracks.c.camera == row.camera, tracks.c.session == row.session, tracks.c.seq <= row.last
                     )
                 )
-            return connection.execute(frames.delete().where(frames.c.captured_ns < older_than_ns)).rowcount
+            return connection.execute(frames.delete().where(frames.c.committed_ns < older_than_ns)).rowcount
 
     def close(self) -> None:
         self._engine.dispose()
@@ -306,7 +309,7 @@ def _begin_immediate(connection: sa.Connection) -> None:
 def _old_ranges(older_than_ns: int) -> Any:
     return (
         sa.select(frames.c.camera, frames.c.session, sa.func.max(frames.c.seq).label("last"))
-        .where(frames.c.captured_ns < older_than_ns)
+        .where(frames.c.committed_ns < older_than_ns)
         .group_by(frames.c.camera, frames.c.session)
     )
 

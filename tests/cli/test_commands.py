@@ -15,7 +15,8 @@ import pytest
 import scene_edge.cli as cli
 from scene_edge.codec.errors import RunError
 
-COMMANDS = [*cli.PARTS, "version", "models list", "models show", "models verify"]
+FLEET = [f"fleet {name}" for name in ("init", "device", "request", "revoke", "list")]
+COMMANDS = [*cli.PARTS, *FLEET, "version", "models list", "models show", "models verify"]
 
 
 @pytest.fixture(autouse=True)

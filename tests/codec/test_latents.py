@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -305,3 +306,28 @@ def test_bad_input_is_refused(tables: LatentTables) -> None:
     ):
         with pytest.raises(EntropyError):
             LatentTables.from_tensors(tensors)
+
+
+def test_silence_of_a_large_picture_costs_next_to_nothing() -> None:
+    """An empty message of 512 frames, 4 MB each: they are one and the same, and what fades has soon faded."""
+    tables = LatentTables.fit([laplace_gop(1)[:, :12]])
+    decoder, shape = LatentDecoder(tables), (12, 320, 500)
+    tracemalloc.start()
+    try:
+        frames = decoder.decode(b"", 512, shape)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(frames) == 512
+    assert not frames[-1].any()
+    assert peak_bytes < 32 << 20
+
+
+@pytest.mark.parametrize("silent", [1, 7, 40])
+def test_what_comes_after_silence_is_coded_as_if_every_frame_were_worked_out(silent: int) -> None:
+    gop = laplace_gop(3)
+    whole = np.concatenate([gop[:3], np.zeros((silent, *gop.shape[1:]), np.int16), gop[3:]])
+    tables = LatentTables.fit([whole])
+    encoder = LatentEncoder(tables)
+    coded = message([encoder.encode(z) for z in whole])
+    assert np.array_equal(np.stack(LatentDecoder(tables).decode(coded, len(whole), gop.shape[1:])), whole)

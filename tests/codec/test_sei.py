@@ -200,3 +200,10 @@ def test_nal_units_tile_their_stream(data: bytes) -> None:
         assert nal.start >= at
         assert data[nal.start : nal.end].endswith(nal.data)
         at = nal.end
+
+
+def test_a_nal_unit_of_many_empty_messages_takes_no_more_than_one_of_few() -> None:
+    """It took the square of its length: at this size minutes, where it is now a second at most."""
+    crowded = b"\x00\x00\x00\x01\x06" + b"\x01\x00" * 500_000 + b"\x80"
+    assert read_sei(crowded, ANCHOR_UUID) == []
+    assert strip_sei(crowded, ANCHOR_UUID) == crowded

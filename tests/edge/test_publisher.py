@@ -93,6 +93,23 @@ def test_records_leave_in_order_and_are_freed_by_the_servers_ack(desk: Desk) -> 
     assert desk.publisher.resent == 0
 
 
+def test_what_the_server_misses_is_sent_again_at_once(desk: Desk) -> None:
+    """And what it has is freed all the same; before it has anything there is no number to say."""
+    desk.put(0, 1, 2, 3)
+    desk.publisher.start()
+    wait_until(lambda: desk.videos() == [0, 1, 2, 3])
+    desk.transport.deliver(TOPICS.ack, json.dumps({"session": f"{SESSION:016x}", "epoch": 1, "missing": 0}).encode())
+    wait_until(lambda: desk.videos() == [0, 1, 2, 3, 0, 1, 2, 3])
+    assert desk.ledger.snapshot().committed == 0
+    desk.ack(1, missing=2)
+    wait_until(lambda: desk.videos()[8:] == [2, 3])
+    assert desk.ledger.snapshot().committed == 2
+    desk.transport.deliver(TOPICS.ack, json.dumps({"session": f"{SESSION:016x}", "epoch": 1}).encode())
+    desk.ack(1, epoch=0, missing=2)
+    assert desk.publisher.bad_acks == 2
+    assert len(desk.videos()) == 10
+
+
 def test_a_lost_connection_sends_again_what_was_not_acknowledged(desk: Desk) -> None:
     desk.put(0, 1, 2)
     desk.publisher.start()

@@ -21,6 +21,7 @@ from scene_edge.edge.spool import Lane, Limits, Record
 from scene_edge.edge.spool_file import MAX_DAMAGED, DamagedFileError, Head, SpoolFile
 from scene_edge.edge.spool_sqlite import SqliteSpool
 from tests.edge.spools import OLD, SESSION, Bench, benches, fragments, record, seqs, settle, walk
+from tests.fuzz.engine import CORPUS
 from tests.waiting import wait_until
 
 TAIL_BYTES = 4096
@@ -117,6 +118,17 @@ def test_a_database_of_somebody_else_is_moved_aside(bench: Bench) -> None:
     connection = sqlite3.connect(bench.file)
     connection.execute("CREATE TABLE heads (name TEXT)")
     connection.close()
+    spool = bench.open()
+    assert spool.put([record(0)])
+    settle(spool)
+    assert bench.file.with_name("gate-1.sqlite.damaged-1").exists()
+
+
+@pytest.mark.parametrize("name", ["message_of_sqlite_not_utf8", "schema_not_utf8", "format_of_the_future"])
+def test_damage_that_sqlite_has_no_word_for_is_damage(bench: Bench, name: str) -> None:
+    """Taken for a disk that fails for a moment, such a file would stand in the way of its camera for ever."""
+    bench.file.parent.mkdir()
+    bench.file.write_bytes((CORPUS / f"spool--{name}.bin").read_bytes())
     spool = bench.open()
     assert spool.put([record(0)])
     settle(spool)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
+from scene_edge.edge.config import CameraConfig
 from tests.data import REPOSITORY
 
 SCRIPTS = REPOSITORY / "firmware_scripts"
@@ -28,6 +30,7 @@ case "$1 $2" in
         for wheel in "$@"; do :; done
         case "$wheel" in *broken*) exit 1 ;; esac
         { echo '#!/bin/sh'; echo "echo \\"scene-edge \\$* of $wheel\\" >>\\"$CALLS\\""
+          echo 'if [ "$1 $2" = "fleet request" ]; then mkdir -p "$5"; echo secret >"$5/client.key"; fi'
           case "$wheel" in *picky*) echo '[ "$1" != validate ]' ;; esac; } >"${0%/python}/scene-edge"
         chmod +x "${0%/python}/scene-edge" ;;
 esac
@@ -113,11 +116,12 @@ def test_the_profile_follows_from_the_board(board: Board, model: str, profile: s
     assert f"profile {profile}," in done.stdout
 
 
-def test_the_configuration_it_writes_is_valid(camera: Board) -> None:
-    yaml = pytest.importorskip("yaml")
-    from scene_edge.edge.config import CameraConfig
+def validated(board: Board) -> CameraConfig:
+    return CameraConfig.model_validate(yaml.safe_load(board.settings.read_text()))
 
-    config = CameraConfig.model_validate(yaml.safe_load(camera.settings.read_text()))
+
+def test_the_configuration_it_writes_is_valid(camera: Board) -> None:
+    config = validated(camera)
     assert (config.camera, config.source.url) == ("gate-1", "picamera2:0")
 
 
@@ -131,6 +135,50 @@ def test_provisioning_again_keeps_what_the_operator_wrote(camera: Board) -> None
     assert "SCENE_EDGE_MQTT__PASSWORD=secret" in environment.read_text()
     assert environment.read_text().count("SCENE_EDGE_PROFILE=") == 1
     assert camera.slot == "b"
+    assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> Path:
+    folder = tmp_path / "devices/gate-1"
+    folder.mkdir(parents=True)
+    for name in ("ca.crt", "client.crt", "client.key"):
+        (folder / name).write_text(f"secret {name}")
+    return folder
+
+
+def test_a_certificate_comes_with_the_camera(board: Board, identity: Path) -> None:
+    settings = ("--camera", "gate-1", "--broker", "mqtts://broker:8883", "--tls", identity)
+    done = board.run("provision.sh", "--wheel", board.wheel(), *settings)
+    assert done.returncode == 0, done.stderr
+    tls = board.root / "etc/scene-edge/tls"
+    assert (tls / "client.key").read_text() == "secret client.key"
+    assert not [path for path in tls.iterdir() if path.stat().st_mode & 0o007]
+    config = validated(board)
+    assert (str(config.mqtt.key_file), str(config.mqtt.ca_file)) == (
+        "/etc/scene-edge/tls/client.key",
+        "/etc/scene-edge/tls/ca.crt",
+    )
+
+
+def test_a_key_that_is_made_on_the_camera_stays_there(board: Board, identity: Path) -> None:
+    settings = ("--camera", "gate-1", "--broker", "mqtts://broker:8883")
+    done = board.run("provision.sh", "--wheel", board.wheel(), *settings, "--enrol", "--no-start")
+    assert done.returncode == 0, done.stderr
+    key = board.root / "etc/scene-edge/tls/client.key"
+    assert key.read_text() == "secret\n"
+    assert "fleet request gate-1" in board.calls.read_text()
+    (identity / "client.key").unlink()
+    done = board.run("provision.sh", "--wheel", board.wheel(), *settings, "--tls", identity)
+    assert done.returncode == 0, done.stderr
+    assert key.read_text() == "secret\n"
+    assert (key.parent / "client.crt").read_text() == "secret client.crt"
+
+
+def test_a_dry_run_shows_no_key(board: Board, identity: Path) -> None:
+    done = board.run("provision.sh", "--dry-run", "--wheel", board.wheel(), "--broker", "mqtts://b", "--tls", identity)
+    assert done.returncode == 0, done.stderr
+    assert "tls/client.key" in done.stdout
     assert "secret" not in done.stdout + done.stderr
 
 
@@ -235,6 +283,8 @@ def test_a_dry_run_of_an_update_changes_nothing(camera: Board) -> None:
         ("provision.sh", ("--wheel", "WHEEL", "--profile", "amiga")),
         ("provision.sh", ("--wheel", "WHEEL", "--camera", "a/b")),
         ("provision.sh", ("--wheel", "WHEEL", "--broker", "http://broker")),
+        ("provision.sh", ("--wheel", "WHEEL", "--enrol")),
+        ("provision.sh", ("--wheel", "WHEEL", "--broker", "mqtts://b", "--tls", "/nowhere")),
         ("uninstall.sh", ("--everything",)),
     ],
 )
@@ -260,6 +310,26 @@ def test_shellcheck_finds_nothing() -> None:
     scripts = [str(path) for path in sorted(SCRIPTS.glob("*.sh"))] + [str(REPOSITORY / ".ci/run")]
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_service_gives_up_what_it_does_not_need() -> None:
+    """Also where no systemd-analyze is at hand."""
+    unit = (SCRIPTS / "scene-edge.service").read_text().splitlines()
+    for line in (
+        "User=scene-edge",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "DevicePolicy=closed",
+        "RestrictNamespaces=yes",
+        "RestrictSUIDSGID=yes",
+        "SystemCallFilter=@system-service",
+        "UMask=0077",
+    ):
+        assert line in unit
+    assert not [line for line in unit if line.startswith(("ListenStream", "Sockets"))]
 
 
 def test_the_service_is_hardened() -> None:

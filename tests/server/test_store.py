@@ -59,12 +59,17 @@ def test_cameras_do_not_touch_each_other(store: Store) -> None:
     assert (store.count_frames("a"), store.count_frames("b")) == (1, 1)
 
 
-def test_old_results_are_removed_with_their_tracks(store: Store) -> None:
+def test_old_results_are_removed_with_their_tracks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old by the server's clock: the camera's may stand at 1970, or a day ahead."""
     epoch = store.claim("gate")
-    store.commit("gate", epoch, Batch(SESSION, 3, [result(seq, captured_ns=seq * 10) for seq in range(4)]))
+    for seq in range(4):
+        monkeypatch.setattr("scene_edge.server.store.time.time_ns", lambda seq=seq: seq * 10)
+        store.commit("gate", epoch, Batch(SESSION, seq, [result(seq, captured_ns=(3 - seq) * 1000)]))
+    monkeypatch.undo()
     assert store.prune(20) == 2
     assert store.count_frames("gate") == 2
     with store._engine.begin() as connection:
+        assert connection.exec_driver_sql("select seq from frames order by seq").scalars().all() == [2, 3]
         assert connection.exec_driver_sql("select count(*) from tracks").scalar() == 2
 
 

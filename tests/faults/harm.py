@@ -1,0 +1,107 @@
+"""The faults of the list, each as something done to a stage: F1, F2, F7, F8. `times` is how often."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scene_edge.edge.clock import SystemClock
+from tests.faults.proxy import CLEAR, Line
+from tests.faults.stage import Stage
+
+HOUR_NS = 3600 * 10**9
+JUMPS_NS = (HOUR_NS, -HOUR_NS, 24 * HOUR_NS, -24 * HOUR_NS, None)
+"""None: to 1970."""
+
+
+class JumpingClock(SystemClock):
+    """The wall clock jumps by `jump_ns`, or stands at the epoch; what counts, the monotonic one, goes on."""
+
+    def __init__(self) -> None:
+        self.jump_ns: int | None = 0
+
+    def utc_offset_ns(self) -> int:
+        return 1 - self.now_ns() if self.jump_ns is None else super().utc_offset_ns() + self.jump_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`full` is how often `make faults` does it, `few` how often a test run does."""
+
+    key: str
+    says: str
+    do: Callable[[Stage, int], None]
+    full: int
+    few: int = 1
+
+
+def linger(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def kill_broker(stage: Stage, times: int) -> None:
+    for _ in range(times):
+        stage.broker.kill()
+        linger(0.3)
+        stage.broker.start()
+        stage.until_more()
+
+
+def kill_server(stage: Stage, times: int) -> None:
+    for _ in range(times):
+        stage.kill_server()
+        stage.start_server()
+        stage.until_more()
+
+
+def with_line(line: Line, seconds: float) -> Callable[[Stage, int], None]:
+    """The line is like that for so long, then clear."""
+
+    def do(stage: Stage, times: int) -> None:
+        for _ in range(times):
+            stage.proxy.set(line)
+            linger(seconds)
+            stage.proxy.set(CLEAR)
+            stage.until_more()
+
+    return do
+
+
+def reset(stage: Stage, times: int) -> None:
+    for _ in range(times):
+        stage.proxy.reset()
+        stage.until_more()
+
+
+def slow_line(stage: Stage, times: int) -> None:
+    """600 +- 50 ms and 2 % loss: the stream goes on through it."""
+    for _ in range(times):
+        stage.proxy.set(Line(delay_ms=300, jitter_ms=25, loss=0.02))
+        stage.until_more(20)
+        stage.proxy.set(CLEAR)
+
+
+def jump(clock: JumpingClock) -> Callable[[Stage, int], None]:
+    def do(stage: Stage, times: int) -> None:
+        for _ in range(times):
+            for jump_ns in JUMPS_NS:
+                clock.jump_ns = jump_ns
+                stage.until_more()
+                clock.jump_ns = 0
+                stage.until_more()
+
+    return do
+
+
+def faults(clock: JumpingClock) -> list[Fault]:
+    return [
+        Fault("F1", "kill -9 of the broker", kill_broker, 20),
+        Fault("F2", "kill -9 of the server", kill_server, 20),
+        Fault("F7 off/on", "the line is down for 2 s", with_line(Line(up=False), 2.0), 10),
+        Fault("F7 slow", "600 +- 50 ms there and back, 2 % loss", slow_line, 5),
+        Fault("F7 half-open", "bytes are taken and never handed on, for 5 s", with_line(Line(silent=True), 5.0), 5),
+        Fault("F7 RST", "connections are reset", reset, 20, 3),
+        Fault("F7 1 byte/s", "one byte a second, for 5 s", with_line(Line(bytes_per_s=1), 5.0), 3),
+        Fault("F8", "the camera's clock jumps by an hour, a day, to 1970, and back", jump(clock), 4),
+    ]

@@ -1,0 +1,124 @@
+"""Nothing is lost and the ledger adds up, whatever happens to broker, server, line and clock. More: `make faults`."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scene_edge.broker import mosquitto_path
+from scene_edge.edge.ledger import Ledger
+from tests.faults.harm import JumpingClock, faults, kill_broker, kill_server, reset, with_line
+from tests.faults.proxy import CLEAR, Line, Proxy
+from tests.faults.stage import Stage, Verdict
+
+for needed in ("fastapi", "uvicorn", "sqlalchemy"):
+    pytest.importorskip(needed, reason=f"{needed} is missing: the server needs its extra")
+
+
+@pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    """One camera through a killed broker, a killed server, a line that goes and comes, resets, and a jumping clock."""
+    clock = JumpingClock()
+
+    def harm(stage: Stage) -> None:
+        reset(stage, 1)
+        kill_broker(stage, 1)
+        with_line(Line(up=False), 0.5)(stage, 1)
+        clock.jump_ns = None
+        stage.until_more()
+        clock.jump_ns = 0
+        kill_server(stage, 1)
+        with_line(Line(bytes_per_s=1), 0.5)(stage, 1)
+
+    with Stage(tmp_path, clock=clock) as stage:
+        verdict = stage.play(harm)
+    assert verdict.faults == []
+    assert verdict.ledger.captured > 30
+    assert verdict.ledger.captured == verdict.ledger.committed + sum(verdict.ledger.dropped.values())
+    assert verdict.connections >= 3
+
+
+def test_a_verdict_sees_what_is_lost() -> None:
+    ledger = replace(Ledger().snapshot(), captured=5, committed=5)
+    assert Verdict(ledger, [0, 1, 2, 3, 4], 1, 0).faults == []
+    assert Verdict(ledger, [0, 1, 3, 4], 1, 0).lost == [2]
+    assert Verdict(ledger, [0, 1, 2, 3, 4, 7], 1, 0).unexpected == [7]
+    assert Verdict(ledger, [0, 1, 1, 2, 3, 4], 1, 0).faults == ["a frame is stored twice"]
+    assert Verdict(replace(ledger, captured=6), [0, 1, 2, 3, 4], 1, 0).faults
+
+
+def test_the_list_is_the_one_that_is_promised() -> None:
+    named = {fault.key.split()[0] for fault in faults(JumpingClock())}
+    assert named == {"F1", "F2", "F7", "F8"}
+    assert all(fault.full >= fault.few for fault in faults(JumpingClock()))
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A port that says back what it hears."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    while data := connection.recv(4096):
+                        connection.sendall(data)
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+def said_back(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(data)
+        heard = b""
+        while len(heard) < len(data) and (more := connection.recv(4096)):
+            heard += more
+        return heard
+
+
+@pytest.mark.parametrize("line", [CLEAR, Line(delay_ms=20, jitter_ms=10, loss=0.1), Line(bytes_per_s=100_000)])
+def test_the_proxy_hands_everything_on_in_order(echo: int, line: Line) -> None:
+    data = bytes(range(256)) * 200
+    with Proxy(echo) as proxy:
+        proxy.set(line)
+        assert said_back(proxy.port, data) == data
+        assert proxy.connections == 1
+
+
+def test_the_proxy_resets_refuses_and_keeps_silent(echo: int) -> None:
+    with Proxy(echo) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port), 30) as connection:
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            proxy.set(Line(silent=True))
+            connection.sendall(b"y")
+            connection.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            proxy.set(CLEAR)
+            connection.settimeout(30)
+            assert connection.recv(1) == b"y"
+            proxy.reset()
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+        proxy.set(Line(up=False))
+        # At once or at the first byte: that is a race between two kernels' queues.
+        with pytest.raises(ConnectionResetError):
+            said_back(proxy.port, b"x" * 100)
