@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from benchmarks import _report
 from benchmarks.network_cost import parse_sizes, shown, spent_ms, torch_graphs
 from scene_edge.codec.bundle import Bundle, write_bundle
+from scene_edge.codec.kernels import WEIGHTS, Kernel, KernelBank, Kernels
 from scene_edge.codec.planes import PACKED_CHANNELS, aligned
 from scene_edge.edge.bench import CameraBench
 from scene_edge.edge.config import CameraConfig
@@ -37,8 +38,9 @@ from scene_edge.inference.openvino import load as load_openvino
 from scene_edge.inference.roofline import Peaks, measure_peaks
 from scene_edge.inference.stages import StageRow
 from scene_edge.models.registry import GraphExport
-from scene_edge.models.scene import SceneFilterGraph, SceneNet
+from scene_edge.models.scene import FoldedScene, SceneFilterGraph, SceneNet
 from scene_edge.quantize.graphs import dynamic_axes, export_program, run_torch, to_onnx
+from scene_edge.quantize.kernels import slots_of
 from scene_edge.quantize.to_openvino import save_ir
 from scene_edge.server.analytics.detector import BundleDetector
 from scene_edge.server.bench import Received, ServerBench
@@ -90,20 +92,41 @@ def float_scene(name: str, folder: Path) -> Path:
     graphs = {}
     for graph, entry in shipped.manifest["graphs"].items():
         file = next(item["file"] for item in entry["artifacts"] if item["precision"] == "fp32")
-        graphs[graph] = _float_entry(dict(entry), graph, shipped.read(file), folder)
+        kernels = _kernels_in(shipped, graph, file)
+        graphs[graph] = _float_entry(dict(entry), graph, shipped.read(file), folder, kernels)
         shutil.copy(shipped.path / entry["golden"]["file"], folder)
+    shutil.copy(shipped.path / WEIGHTS, folder)
     return _written(shipped, graphs, folder)
 
 
-def _float_entry(entry: dict[str, Any], graph: str, data: bytes, folder: Path) -> dict[str, Any]:
+def _kernels_in(bundle: Bundle, graph: str, file: str) -> dict[str, Kernel]:
+    """The kernels that a camera may change, as a float artefact has them."""
+    data, bank = bundle.read(file), KernelBank(bundle)
+    like, found = bank.assemble(np.ones(bank.coefficients)), {}
+    (artifact,) = (item for item in bundle.graph(graph).artifacts if item.file == file)
+    for slot in artifact.kernels:
+        shapes = like[slot.layer]
+        weights = np.frombuffer(data, np.float32, shapes.weights.size, slot.weights).reshape(shapes.weights.shape)
+        found[slot.layer] = Kernel(weights, np.frombuffer(data, np.float32, shapes.bias.size, slot.bias))
+    return found
+
+
+def _float_entry(
+    entry: dict[str, Any], graph: str, data: bytes, folder: Path, kernels: Kernels | None = None
+) -> dict[str, Any]:
     """The graph's entry in the manifest with float32 artefacts alone, whose files are written."""
-    (folder / f"{graph}.fp32.onnx").write_bytes(data)
-    for suffix, content in save_ir(load_openvino().Core().read_model(data, b"")).items():
-        (folder / f"{graph}.fp32{suffix}").write_bytes(content)
-    files = {"openvino": f"{graph}.fp32.xml.gz", "onnx": f"{graph}.fp32.onnx"}
-    entry["artifacts"] = [
-        {"engine": engine, "precision": "fp32", "file": file, "shape": None} for engine, file in files.items()
-    ]
+    plain = save_ir(load_openvino().Core().read_model(data, b""))
+    files = {
+        "openvino": {f"{graph}.fp32{suffix}": content for suffix, content in plain.items()},
+        "onnx": {f"{graph}.fp32.onnx": data},
+    }
+    entry["artifacts"] = []
+    for engine, written in files.items():
+        for name, content in written.items():
+            (folder / name).write_bytes(content)
+        slots = {"kernels": slots_of(engine, written, kernels)} if kernels else {}
+        artifact = {"engine": engine, "precision": "fp32", "file": next(iter(written)), "shape": None}
+        entry["artifacts"].append({**artifact, **slots})
     return entry
 
 
@@ -142,7 +165,8 @@ def torch_rows(scene: str, smc: str, size: tuple[int, int], runs: int, threads: 
     graphs: dict[str, Any] = {stage: torch_graphs(smc, size)[graph] for stage, graph in list(NETWORKS.items())[1:]}
     net = SceneNet()
     picture = torch.randint(0, 256, (1, aligned(size[1]) // 4, aligned(size[0]) // 4, PACKED_CHANNELS)).to(torch.uint8)
-    graphs["scene"] = SceneFilterGraph(net).eval(), [picture, torch.zeros(1, net.config.coefficients, 1, 1)]
+    folded = FoldedScene(net, torch.ones(1, net.config.coefficients, 1, 1))
+    graphs["scene"] = SceneFilterGraph(folded).eval(), [picture]
     for stage, (module, given) in graphs.items():
         with torch.inference_mode():
             ms = spent_ms(lambda: module(*given), runs)["wall"]  # noqa: B023
