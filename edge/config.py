@@ -81,7 +81,7 @@ class SceneConfig(NetworkConfig):
         gt=0,
         le=1,
         description="By which part SCENE may raise the bitrate at equal quality; it is weakened where it would by "
-        "more. null: never.",
+        "more. null: never; nor is it where the encoder holds a bitrate.",
     )
 
 

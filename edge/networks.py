@@ -20,9 +20,6 @@ from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
 from scene_edge.inference.session import Session, open_session
 
-BITRATE_CRF = 35
-"""Where the encoder holds a bitrate, its quality is not known beforehand: SCENE is judged at this one."""
-
 
 @dataclass(slots=True)
 class Networks:
@@ -79,11 +76,10 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
 
 
 def _guard(config: CameraConfig) -> RateGuard | None:
-    """What keeps SCENE within scene.max_rise."""
-    if config.scene.max_rise is None:
+    """What keeps SCENE within scene.max_rise; none where the encoder holds a bitrate itself."""
+    if config.scene.max_rise is None or config.video.bitrate_kbps is not None:
         return None
-    crf = config.video.crf if config.video.bitrate_kbps is None else BITRATE_CRF
-    return RateGuard(GuardSettings(config.scene.max_rise, crf, config.video.preset, config.video.gop))
+    return RateGuard(GuardSettings(config.scene.max_rise, config.video.crf, config.video.preset, config.video.gop))
 
 
 def quality_control(config: SemanticsConfig, steps: Sequence[float], gop: int) -> QualityControl:
