@@ -21,6 +21,9 @@ Choose = Callable[[Sequence[float]], int | None]
 NO_CODE = FrameCode((), 0.0, 0)
 """Of a frame for which an earlier one's latent stands."""
 
+KEYFRAME_FINER = 3.0
+"""By how much a keyframe's QP lies below those of the pictures that follow it, as a rule (x264's ipratio of 1.4)."""
+
 _STATES = {"state_sem": "next_sem", "state_lossy": "next_lossy"}
 
 
@@ -69,7 +72,7 @@ class SemanticEncoder:
         """One frame. `choose` begins a GOP: all state starts from zero. Raises EngineError.
 
         `qp` is the quantiser that `lossy` was coded with. A GOP whose first frame has one so low that no server would
-        fuse it is silent unasked. A silent GOP does not run the network (again).
+        fuse the rest is silent unasked. A silent GOP does not run the network (again).
         """
         for picture in (original, lossy):
             if (picture.width, picture.height) != (self._width, self._height):
@@ -82,7 +85,7 @@ class SemanticEncoder:
         if self._frames % self._hold and self.last_latents is not None:
             return NO_CODE
         latents: I16 = np.zeros(self._shape, np.int16)
-        if choose is not None and qp is not None and qp < self._fused_from_qp:
+        if choose is not None and qp is not None and qp + KEYFRAME_FINER < self._fused_from_qp:
             self._fall_silent()
         elif choose is not None or not self._silent:
             latent = self.mine(original, lossy, key=choose is not None)
