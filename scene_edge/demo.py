@@ -40,6 +40,9 @@ SERVER_START_S = 240.0
 PATIENCE = ("source.pace=steady", "mqtt.drain_s=600")
 """Settings with which a slow machine takes longer, and loses nothing."""
 
+THIN = "video.crf=40"
+"""A thin uplink, for which all this is made: at the cameras' default quality the server has nothing to mend."""
+
 INTERRUPTED = 130
 SETTLE_S = 60.0
 """How long after the camera's end the server may take to commit what is still on its way."""
@@ -60,16 +63,16 @@ def plan(source: str | None, seconds: float | None) -> Plan:
     if source is None or source.startswith("street:"):
         frames = math.ceil((seconds or STREET_SECONDS) * STREET_FPS)
         size = ("source.width=960", "source.height=540", f"source.fps={STREET_FPS:g}", f"video.gop={STREET_FPS:g}")
-        return Plan(source or "street:", STREET_FPS, frames, (*PATIENCE, *size))
+        return Plan(source or "street:", STREET_FPS, frames, (*PATIENCE, *size, THIN))
     if "://" in source or source.startswith(("v4l2:", "picamera2:", "testsrc:", "/dev/video")):
         if seconds is None:
             raise UsageError("a live source has no end", got=source, hint="Say how long: --seconds 30")
-        return Plan(source, LIVE_FPS, math.ceil(seconds * LIVE_FPS), (f"source.fps={LIVE_FPS:g}",))
+        return Plan(source, LIVE_FPS, math.ceil(seconds * LIVE_FPS), (f"source.fps={LIVE_FPS:g}", THIN))
     from scene_edge.codec.media import probe
 
     info = probe(source)
     part = None if seconds is None else max(1, math.ceil(seconds * info.fps))
-    return Plan(str(Path(source).absolute()), info.fps, part, PATIENCE)
+    return Plan(str(Path(source).absolute()), info.fps, part, (*PATIENCE, THIN))
 
 
 @dataclass(slots=True)
