@@ -36,7 +36,7 @@ class SessionOpener(Protocol):
 
 REFOLD = 0.02
 """By how much of their own root mean square coefficients must change before the filter's kernels are made anew: what is
-less moves no sample by a level. Within a scene they drift by less than that."""
+less moves samples by a fraction of what rounding does (`benchmarks/scene_kernels.py` has both)."""
 
 CUT_STRIDE = 16
 CUT_LEVELS = 28.0
