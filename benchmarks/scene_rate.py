@@ -7,7 +7,6 @@ x264 at the camera's settings codes the first second of each clip as it is and f
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +21,8 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import Planes
-from scene_edge.edge.encoders import create_encoder
-from scene_edge.edge.encoders.base import EncoderSettings
 from scene_edge.edge.scene import SceneFilter
-from scene_edge.edge.scene_guard import GuardSettings, RateGuard
+from scene_edge.edge.scene_guard import GuardSettings, RateGuard, coded_bytes
 from scene_edge.inference.session import Session, open_session
 
 EXAMPLE = "Example: python -m benchmarks.scene_rate --clips mot,vos --crfs 27"
@@ -33,30 +30,20 @@ EXAMPLE = "Example: python -m benchmarks.scene_rate --clips mot,vos --crfs 27"
 GOP, PRESET = 30, "superfast"
 
 
-def coded_bytes(pictures: list[Planes], crf: int, fps: float) -> int:
-    """What x264 takes for them, a keyframe each GOP."""
-    settings = EncoderSettings(pictures[0].width, pictures[0].height, fps, GOP, crf, None, PRESET, threads=1)
-    encoder = create_encoder("libx264", settings)
-    coded = [item for pts, planes in enumerate(pictures) for item in encoder.encode(planes, pts)]
-    size = sum(len(item.data) for item in coded + encoder.flush())
-    encoder.close()
-    return size
+def opened(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None, /) -> Session:
+    """ONNX Runtime on one thread."""
+    return open_session(bundle, graph, height=height, width=width, prefer=("onnx",), threads=1, kernels=kernels)
 
 
 def ratio(clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, max_rise: float | None) -> tuple[float, float]:
     """Bytes with the filter over bytes without, and the strength at which it ended."""
-
-    def opened(found: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None, /) -> Session:
-        session: Session = opener(found, graph, height=height, width=width, kernels=kernels)
-        return session
-
-    opener = partial(open_session, prefer=("onnx",), threads=1)
     guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, clip.fps))
     scene = SceneFilter(bundle, pictures[0].width, pictures[0].height, opened, guard=guard)
     filtered = [scene.apply(planes, round(index * 1e9 / clip.fps)) for index, planes in enumerate(pictures)]
     strength = scene.strength
     scene.close()
-    return coded_bytes(filtered, crf, clip.fps) / coded_bytes(pictures, crf, clip.fps), strength
+    taken = [sum(coded_bytes(seen, crf, PRESET, GOP, clip.fps)) for seen in (filtered, pictures)]
+    return taken[0] / taken[1], strength
 
 
 def run(
@@ -70,14 +57,14 @@ def run(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
     """Compare the bitrate with SCENE and without, at equal CRF."""
-    report, opened = _report.envelope("scene_rate"), Bundle.open(bundle)
+    report, shipped = _report.envelope("scene_rate"), Bundle.open(bundle)
     entries: list[dict[str, Any]] = []
     for clip in track(find_clips(clips.split(","))[::every], "clips"):
         size = min(width, clip.width) // 2 * 2
         pictures = [planes for planes, _ in read_video(clip.path, width=size, limit=frames)]
         for crf in _report.numbers(crfs):
-            free, _ = ratio(clip, pictures, opened, crf, None)
-            held, strength = ratio(clip, pictures, opened, crf, max_rise)
+            free, _ = ratio(clip, pictures, shipped, crf, None)
+            held, strength = ratio(clip, pictures, shipped, crf, max_rise)
             entries.append({"clip": clip.name, "crf": crf, "free": free, "held": held, "strength": strength})
     table = Table(title="bytes with SCENE over bytes without, at equal CRF", title_justify="left")
     for name in (

@@ -224,6 +224,7 @@ class Camera:
                 "connections": publisher.connections,
                 "resent": publisher.resent,
                 "rss_mb": round(resident_mb(), 1),
+                "scene_strength": pipeline.scene_strength,
                 "stage_ms": pipeline.stage_ms,
                 "queues": {meter.name: asdict(meter) for meter in pipeline.meters()},
             }

@@ -139,6 +139,11 @@ class Pipeline:
         self._outbox.wake()
 
     @property
+    def scene_strength(self) -> float | None:
+        """How strong SCENE is, 0..1; None where it does not run."""
+        return self._scene.strength if self._scene is not None else None
+
+    @property
     def semantics_on(self) -> bool:
         return self._semantics_on
 

@@ -170,6 +170,8 @@ class SceneFilter:
         cut = before is None or float(np.abs(sampled.astype(np.int16) - before).mean()) > CUT_LEVELS
         if cut and self._guard is not None:
             self._guard.reset()
+        if cut and self._beside is None:
+            self._forget()  # what waits for a keyframe was made for another scene
         due = self._refreshed_ns is None or not 0 <= capture_ns - self._refreshed_ns < self._period_ns
         if self._is_busy or not (cut or due):
             return  # one at a time; what the scene is by then is looked at afterwards
@@ -221,7 +223,14 @@ class SceneFilter:
             kernels = self._bank.assemble(coefficients, strength or WEAKEST)
         except BundleError as error:
             raise EngineError("the scene's coefficients are of no use", got=str(error)) from error
-        return _Prepared(setting, self._open_filter(kernels))
+        folded = self._open_filter(kernels)
+        if engine_name(folded) != self.engine:
+            found = engine_name(folded)
+            folded.close()
+            raise EngineError(
+                "the filter with the scene's kernels opens on another engine only", got=found, allowed=self.engine
+            )
+        return _Prepared(setting, folded)
 
     def _take(self, prepared: _Prepared) -> None:
         self._setting, self._waiting = prepared.setting, None
@@ -229,6 +238,8 @@ class SceneFilter:
             self._filter.close()
             self._filter = prepared.filter
             self.folds += 1
+            if self._guard is not None:
+                self._guard.restart()
 
 
 class Beside:

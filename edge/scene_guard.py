@@ -8,7 +8,7 @@ strength follows. It multiplies what the filter adds to a picture, and is folded
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.encoders import create_encoder
@@ -50,13 +50,12 @@ class RateGuard:
         self._next_ns: int | None = None
         self._period_ns = FIRST_PERIOD_NS
 
-    @property
-    def collecting(self) -> bool:
-        return bool(self._pairs)
-
     def due(self, capture_ns: int) -> bool:
-        """Whether this frame belongs to a probe, and must be filtered even at strength 0."""
-        return self.collecting or self._next_ns is None or capture_ns >= self._next_ns
+        """Whether this frame belongs to a probe, and must be filtered even at strength 0.
+
+        A clock that was turned back does not put the next one off.
+        """
+        return bool(self._pairs) or self._next_ns is None or not 0 < self._next_ns - capture_ns <= LAST_PERIOD_NS
 
     def take(self, plain: Planes, filtered: Planes, capture_ns: int) -> list[Pair]:
         """A frame of a probe; all of them once they are complete."""
@@ -70,6 +69,10 @@ class RateGuard:
     def settled(self, changed: bool) -> None:
         """What a probe led to: where nothing changes, the next may wait."""
         self._period_ns = FIRST_PERIOD_NS if changed else min(2 * self._period_ns, LAST_PERIOD_NS)
+
+    def restart(self) -> None:
+        """Another filter: the frames of a probe must be one filter's."""
+        self._pairs = []
 
     def reset(self) -> None:
         """Another scene or stream: probe at once."""
@@ -87,18 +90,21 @@ class RateGuard:
 
     def _bits(self, pictures: Sequence[Planes]) -> float:
         """Of a GOP, as far as these pictures tell."""
-        size = EncoderSettings(
-            pictures[0].width, pictures[0].height, self._settings.fps, 300, self._settings.crf, None, threads=1
-        )
-        encoder = create_encoder("libx264", replace(size, preset=self._settings.preset))
-        try:
-            coded = [item for pts, planes in enumerate(pictures) for item in encoder.encode(planes, pts)]
-            sizes = [len(item.data) for item in coded + encoder.flush()]
-        finally:
-            encoder.close()
-        following = sizes[1:]
+        settings = self._settings
+        key, *following = coded_bytes(pictures, settings.crf, settings.preset, settings.gop, settings.fps)
         mean = sum(following) / len(following) if following else 0.0
-        return sizes[0] + (self._settings.gop - 1) * mean
+        return 8 * (key + (settings.gop - 1) * mean)
+
+
+def coded_bytes(pictures: Sequence[Planes], crf: int, preset: str, gop: int, fps: float) -> list[int]:
+    """What x264 takes for each picture, with zero latency and one thread. Raises EncoderError."""
+    size = pictures[0].width, pictures[0].height
+    encoder = create_encoder("libx264", EncoderSettings(*size, fps, gop, crf, None, preset, threads=1))
+    try:
+        coded = [item for pts, planes in enumerate(pictures) for item in encoder.encode(planes, pts)]
+        return [len(item.data) for item in coded + encoder.flush()]
+    finally:
+        encoder.close()
 
 
 def next_strength(strength: float, rise: float, max_rise: float) -> float:

@@ -65,7 +65,7 @@ class Order(NamedTuple):
     """What is written over the kernels in its files."""
 
     def read(self, file: str) -> bytes:
-        """A file of the bundle, with the order's kernels in it. Raises BundleError, EngineError for what do not fit."""
+        """A file of the bundle, with the order's kernels in it. Raises BundleError for kernels that do not fit."""
         data = self.bundle.read(file)
         return data if self.kernels is None else replaced(data, file, self.artifact, self.kernels)
 

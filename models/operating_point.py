@@ -26,8 +26,8 @@ HOLD = 4
 FUSED_FROM_QP = 33
 """Mean QP of a picture's macroblocks from which on it is fused: below, a detector sees the lossy picture no worse.
 
-Chosen on the development clips between two wrongs: lower, and good pictures come to harm; higher, and the gain at CRF 35
-is lost. README has what is left of either.
+Chosen on the development clips between two wrongs: lower, and good pictures come to harm; higher, and the gain at CRF
+35 is lost. README has what is left of either.
 """
 
 

@@ -190,7 +190,10 @@ class PicturePipeline:
         try:
             with self._timed("fuse"):
                 fused = feed.decoder.fuse(picture.planes, latent, unit.keyframe, step, picture.qp)
-            return None if fused is picture.planes else fused
+            if fused is not picture.planes:
+                return fused
+            self._state.passed()
+            return None
         except Exception as error:  # a runtime may raise anything: the camera's stream goes on without it
             log.exception("fusion failed", camera=self._state.camera)
             self._state.dropped("fusion_failed")

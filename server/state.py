@@ -65,7 +65,7 @@ class CameraState:
         self._match: dict[str, int] = {}
         self._match_rate: float | None = None
         self._dropped: Counter[str] = Counter()
-        self._committed = 0
+        self._committed = self._passed = 0
         self._waiting = 0
         self._degraded: dict[str, str] = {}
         self._engines: dict[str, str] = {}
@@ -121,6 +121,11 @@ class CameraState:
         """Count something that the server could not use, under its own reason."""
         with self._lock:
             self._dropped[reason] += count
+
+    def passed(self) -> None:
+        """A picture was coded too finely for fusion to help, and is used as it is."""
+        with self._lock:
+            self._passed += 1
 
     def committed(self, latencies_ms: Sequence[float], frames: int) -> None:
         with self._lock:
@@ -213,6 +218,7 @@ class CameraState:
                 "tracks_seen": len(self._track_ids),
                 "actions": actions,
                 "encoder": _text(birth.get("encoder")),
+                "scene_strength": _number(ledger.get("scene_strength")),
                 "engine": {**_named(birth.get("engine")), **self._engines},
                 "degraded": degraded,
                 "rss_mb": {"camera": _number(ledger.get("rss_mb"))},
@@ -220,7 +226,12 @@ class CameraState:
                     "camera": _numbers(ledger.get("stage_ms")),
                     "server": {name: round(ms, 2) for name, ms in self._stage_ms.items()},
                 },
-                "server": {"committed": self._committed, "waiting": self._waiting, "dropped": dict(self._dropped)},
+                "server": {
+                    "committed": self._committed,
+                    "waiting": self._waiting,
+                    "passed": self._passed,
+                    "dropped": dict(self._dropped),
+                },
                 "picture": _picture_view(snapshot),
             }
 
@@ -255,6 +266,9 @@ class EarlierState(CameraState):
 
     def dropped(self, reason: str, count: int = 1) -> None:
         self._shown.dropped(reason, count)
+
+    def passed(self) -> None:
+        self._shown.passed()
 
     def rode(self, semantic_bytes: int) -> None:
         self._shown.rode(semantic_bytes)

@@ -25,13 +25,15 @@ class _Cameras(Collector):
         yield _counter("frames", "Frames by the camera's own ledger", _ledgers(views), ["camera_state"])
         yield _counter("camera_dropped", "Frames that the camera dropped", _dropped(views, "ledger"), ["reason"])
         yield _counter("server_dropped", "What the server could not use", _dropped(views, "server"), ["reason"])
-        yield _counter("committed_frames", "Frames whose results are stored", _committed(views), [])
+        yield _counter("committed_frames", "Frames whose results are stored", _of_server(views, "committed"), [])
         yield _gauge("spooled_frames", "Records that wait in the camera", _spooled(views), [])
         yield _gauge("kbps", "Bitrate on the wire in kbit/s", _rates(views), ["stream"])
         yield _gauge("match_ratio", "Share of frames joined with their semantics", _scalars(views, "match_rate"), [])
+        yield _gauge("scene_strength", "How strong SCENE filters, 0 to 1", _scalars(views, "scene_strength"), [])
+        yield _counter("passed_frames", "Frames too good for fusion to help", _of_server(views, "passed"), [])
         yield _gauge("latency_ms", "Capture to commit", _latencies(views), ["quantile"])
         yield _gauge("tracks", "Objects followed on the current picture", _tracks(views), [])
-        yield _gauge("waiting_frames", "Frames that wait for their semantics", _waiting(views), [])
+        yield _gauge("waiting_frames", "Frames that wait for their semantics", _of_server(views, "waiting"), [])
         health = self._hub.health()
         yield _gauge("up", "1 while every part of the server works", [((), float(health["status"] == "ok"))], [], ())
         if health["rss_mb"] is not None:
@@ -96,12 +98,8 @@ def _dropped(views: _Views, source: str) -> list[_Sample]:
     ]
 
 
-def _committed(views: _Views) -> list[_Sample]:
-    return [((view["camera"],), float(view["server"]["committed"])) for view in views]
-
-
-def _waiting(views: _Views) -> list[_Sample]:
-    return [((view["camera"],), float(view["server"]["waiting"])) for view in views]
+def _of_server(views: _Views, name: str) -> list[_Sample]:
+    return [((view["camera"],), float(view["server"][name])) for view in views]
 
 
 def _rates(views: _Views) -> list[_Sample]:

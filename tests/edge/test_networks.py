@@ -131,6 +131,19 @@ def test_the_shipped_filter_follows_its_scene_in_int8_as_in_float(engine: str) -
         assert np.abs(found["float", scene] - found["float", "usual"]).mean() > 0.1, scene
 
 
+def test_a_filter_that_could_follow_its_scene_on_another_engine_only_says_so(zoo: Path) -> None:
+    def opener(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None) -> Session:
+        session = onnx_session(bundle, graph, height, width, kernels)
+        if kernels is not None:
+            session.precision = "fp16"
+        return session
+
+    scene = SceneFilter(Bundle.open("scene-tiny", zoo=zoo), 96, 64, opener)
+    with pytest.raises(EngineError, match="another engine only"):
+        scene.apply(flat(100), 0)
+    scene.close()
+
+
 def _settled(scene: SceneFilter) -> None:
     thread = scene._beside._thread if scene._beside else None
     assert thread is not None

@@ -505,6 +505,7 @@ def test_a_camera_from_source_to_committed(configure: Configure) -> None:
     assert ledger["captured"] == ledger["committed"] + ledger["spooled"] + sum(ledger["dropped"].values()) == 22
     assert ledger["kbps"].keys() == {"video", "semantic", "sei", "overhead", "total"}
     assert ledger["rss_mb"] > 0
+    assert 0 <= ledger["scene_strength"] <= 1
     retained = {message.topic.rpartition("/")[2] for message in server.transport.sent if message.retain}
     assert retained == {"status", "birth"}
 

@@ -14,6 +14,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import (
+    PROBE_FRAMES,
     STRENGTHS,
     GuardSettings,
     Pair,
@@ -114,6 +115,17 @@ def test_probes_become_rare_while_nothing_changes() -> None:
             probes.append(second)
             guard.settled(False)
     assert probes == [2, 6, 12, 22, 40, 58]
+
+
+def test_a_probe_is_one_filters_and_no_clock_puts_it_off() -> None:
+    guard = RateGuard(SETTINGS)
+    assert not guard.take(flat(1), flat(1), 0)
+    guard.restart()
+    for step in range(PROBE_FRAMES):
+        assert guard.due(step)
+        assert len(guard.take(flat(1), flat(1), step)) == (PROBE_FRAMES if step == PROBE_FRAMES - 1 else 0)
+    assert not guard.due(SECOND_NS)
+    assert guard.due(-3600 * SECOND_NS), "an hour back"
 
 
 def test_the_middle_of_a_large_picture_is_probed() -> None:

@@ -92,7 +92,7 @@ def test_from_the_broker_to_the_page(kind: str, tmp_path: Path, bundle: Bundle) 
         client = Client(broker.port)
         for leaf, payload in camera.stream():
             client.send(leaf, payload)
-        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "rss_mb": 99.5}
+        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "rss_mb": 99.5, "scene_strength": 0.25}
         client.send("ledger", json.dumps(ledger).encode())
         until(lambda: client.acked() == 3 * GOP - 1, "the last acknowledgement")
         until(lambda: any(topic.endswith("/actions") for topic, _ in client.received), "an action")
@@ -116,6 +116,8 @@ def check_view(view: dict[str, Any], camera: FakeCamera) -> None:
     assert view["encoder"] == "libx264"
     assert view["engine"]["fusion"] == "onnx fp32"
     assert view["rss_mb"]["camera"] == 99.5
+    assert view["scene_strength"] == 0.25
+    assert view["server"]["passed"] == 0
     assert view["degraded"] == []
     assert view["actions"][0]["label"] == "wave"
 
@@ -135,6 +137,7 @@ def check_web(web: httpx.Client) -> None:
     assert web.get("/healthz").json()["parts"] == {"broker": "ok", "store": "ok"}
     metrics = web.get("/metrics").text
     assert 'scene_edge_match_ratio{camera="gate-1"} 1.0' in metrics
+    assert 'scene_edge_scene_strength{camera="gate-1"} 0.25' in metrics
     assert 'scene_edge_committed_frames_total{camera="gate-1"} 15.0' in metrics
     assert 'scene_edge_latency_ms{camera="gate-1",quantile="p95"}' in metrics
     assert "scene_edge_up 1.0" in metrics

@@ -467,7 +467,7 @@ def test_what_an_earlier_session_left_is_committed_beside_the_one_that_runs(bund
     assert view["session"] == second.session
     assert view["picture"]["seq"] == 2 * GOP
     assert view["match"]["matched"] == 3 * GOP
-    assert view["server"] == {"committed": 6 * GOP, "waiting": 0, "dropped": {}}
+    assert view["server"] == {"committed": 6 * GOP, "waiting": 0, "passed": 0, "dropped": {}}
     assert len(bench.opened) == 2
 
 

@@ -140,8 +140,10 @@ class Card {
       ...Object.entries(view.server.dropped).map(([reason, count]) => [`server: ${words(reason)}`, number(count)])];
     rows(this.at.dropped, reasons, "nothing");
     const engines = Object.entries(view.engine).map(([part, engine]) => [words(part), engine || "not in use"]);
+    const strength = view.scene_strength == null ? [] : [["scene strength", `${number(100 * view.scene_strength)} %`]];
+    const passed = view.server.passed ? [["good enough unfused", `${number(view.server.passed)} frames`]] : [];
     const memory = [["camera memory", view.rss_mb.camera == null ? "–" : `${number(view.rss_mb.camera)} MB`], ["server memory", view.rss_mb.server == null ? "–" : `${number(view.rss_mb.server)} MB`]];
-    rows(this.at.engines, [["encoder", view.encoder ?? "–"], ...engines, ...memory]);
+    rows(this.at.engines, [["encoder", view.encoder ?? "–"], ...engines, ...strength, ...passed, ...memory]);
     this.at.degraded.replaceChildren(...(view.degraded.length ? view.degraded.map((reason) => make("li", reason)) : [make("li", view.status === "unknown" ? "not known" : "nothing", "quiet")]));
   }
 }
