@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import EngineError, SceneEdgeError
+from scene_edge.codec.errors import EngineError
 from scene_edge.codec.identity import AccessUnit, Frame
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.packet import SemanticPacket
@@ -27,9 +28,10 @@ from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality
 from scene_edge.edge.transport import PahoTransport
-from scene_edge.inference.roofline import Peaks, work_of
+from scene_edge.inference.roofline import Peaks
+from scene_edge.inference.rows import Rows
 from scene_edge.inference.session import Session, open_session
-from scene_edge.inference.stages import Advance, StageRow, candidates, measured, without
+from scene_edge.inference.stages import Advance, StageRow, measured, without
 
 RENDERED = ("street:", "testsrc:")
 """Sources whose pictures are drawn here: what that takes is no camera's."""
@@ -90,15 +92,14 @@ class FixedOpener:
             session.close()
 
 
-class CameraBench:
+class CameraBench(Rows):
     """Runs the stages in order. Each leaves its rows in `rows`, and in `material` what later ones work on."""
 
     def __init__(
         self, config: CameraConfig, size: stages.Size, frames: int, peaks: Peaks, advance: Advance = lambda _: None
     ) -> None:
-        self._config, self._size, self._frames = config, size, frames
-        self._peaks, self._advance = peaks, advance
-        self.rows: list[StageRow] = []
+        super().__init__(size, peaks, advance)
+        self._config, self._frames = config, frames
         self.material = Material(config.source.fps)
 
     def run(self, engines: Sequence[str], broker: tuple[str, str] | str) -> None:
@@ -221,47 +222,20 @@ class CameraBench:
         run: Callable[[StageRow, Bundle, FixedOpener], StageRow],
     ) -> None:
         """A row for each candidate of the network, or one that says why there is none."""
-        row = self._row(stage, network.bundle, "")
         if not network.enabled:
-            self._keep(without(row, "switched off in the settings"))
+            self._keep(without(self._row(stage, network.bundle, ""), "switched off in the settings"))
             return
-        try:
-            bundle = open_bundle(self._config, network.bundle)
-            found = candidates(bundle, graph, engines)
-        except SceneEdgeError as error:
-            self._keep(without(row, str(error)))
-            return
-        if not found:
-            self._keep(without(row, f"bundle {bundle.name} has no artefact for {', '.join(engines)}"))
+        opened = partial(open_bundle, self._config, network.bundle)
+        for row, bundle in self._candidates(stage, network.bundle, graph, engines, opened):
+            opener = FixedOpener(row.engine, row.precision or "", graph, network.threads)
 
-        for engine, precision in found:
-            opener = FixedOpener(engine, precision, graph, network.threads)
-
-            def opened(row: StageRow, opener: FixedOpener = opener) -> StageRow:
+            def one(row: StageRow, bundle: Bundle = bundle, opener: FixedOpener = opener) -> StageRow:
                 try:
                     return replace(run(row, bundle, opener), proven=opener.proven)
                 finally:
                     opener.close()
 
-            self._attempt(replace(row, model=bundle.name, engine=engine, precision=precision), opened)
-
-    def _attempt(self, row: StageRow, run: Callable[[StageRow], StageRow]) -> None:
-        """What fails is listed with its reason; the other stages go on."""
-        try:
-            self._keep(run(row))
-        except SceneEdgeError as error:
-            self._keep(without(row, str(error)))
-
-    def _keep(self, row: StageRow) -> None:
-        self.rows.append(row)
-        self._advance(f"{row.stage} {row.engine} {row.precision or ''}".strip())
-
-    def _row(self, stage: str, model: str, engine: str) -> StageRow:
-        return StageRow(stage, model, engine, None, *self._size)
-
-    def _roofline_ms(self, bundle: Bundle, graph: str, session: Session) -> float | None:
-        work = work_of(bundle, bundle.graph(graph), session)
-        return None if work is None else self._peaks.roofline_ms(work, session.precision)
+            self._attempt(row, one)
 
 
 def is_rendered(config: CameraConfig) -> bool:

@@ -6,16 +6,17 @@ For `scene-edge bench`, which measures the camera's stages first. One camera, on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import EngineError, SceneEdgeError
 from scene_edge.codec.packet import KEY, SemanticPacket
 from scene_edge.codec.planes import Planes
-from scene_edge.inference.roofline import Peaks, work_of
+from scene_edge.inference.roofline import Peaks
+from scene_edge.inference.rows import Rows
 from scene_edge.inference.session import Session
-from scene_edge.inference.stages import WARM_UP, Advance, StageRow, Stopwatch, candidates, measured, without
+from scene_edge.inference.stages import WARM_UP, Advance, StageRow, Stopwatch, measured, without
 from scene_edge.server.analytics.action import ClipRecogniser
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.detector import BundleDetector
@@ -44,17 +45,20 @@ class Received:
         return self.pictures[0].width, self.pictures[0].height
 
 
-@dataclass(slots=True)
-class ServerBench:
+class ServerBench(Rows):
     """Runs the stages in order; each leaves its rows in `rows`."""
 
-    received: Received
-    peaks: Peaks
-    advance: Advance = lambda _: None
-    config: ServerConfig = field(default_factory=ServerConfig)
-    rows: list[StageRow] = field(default_factory=list)
-    _fused: list[Planes] = field(default_factory=list)
-    _detections: list[Detections] = field(default_factory=list)
+    def __init__(
+        self,
+        received: Received,
+        peaks: Peaks,
+        advance: Advance = lambda _: None,
+        config: ServerConfig | None = None,
+    ) -> None:
+        super().__init__(received.size, peaks, advance)
+        self.received, self.config = received, config or ServerConfig()
+        self._fused: list[Planes] = []
+        self._detections: list[Detections] = []
 
     def run(self, engines: Sequence[str]) -> None:
         self.smc_decode(engines)
@@ -153,35 +157,13 @@ class ServerBench:
     def _each(
         self, stage: str, bundle: Bundle, graph: str, engines: Sequence[str], run: Callable[[StageRow], StageRow]
     ) -> None:
-        row = self._row(stage, bundle.name, "")
-        try:
-            found = candidates(bundle, graph, engines)
-        except SceneEdgeError as error:
-            self._keep(without(row, str(error)))
-            return
-        if not found:
-            self._keep(without(row, f"bundle {bundle.name} has no artefact for {', '.join(engines)}"))
-        for engine, precision in found:
-            self._attempt(replace(row, engine=engine, precision=precision), run)
-
-    def _attempt(self, row: StageRow, run: Callable[[StageRow], StageRow]) -> None:
-        try:
-            self._keep(run(row))
-        except SceneEdgeError as error:
-            self._keep(without(row, str(error)))
-
-    def _keep(self, row: StageRow) -> None:
-        self.rows.append(row)
-        self.advance(f"{row.stage} {row.engine} {row.precision or ''}".strip())
-
-    def _row(self, stage: str, model: str, engine: str) -> StageRow:
-        return StageRow(stage, model, engine, None, *self.received.size)
+        for row, _ in self._candidates(stage, bundle.name, graph, engines, lambda: bundle):
+            self._attempt(row, run)
 
     def _network_row(
         self, row: StageRow, bundle: Bundle, graph: str, session: Session, times_ms: Sequence[float], frames: float
     ) -> StageRow:
-        work = work_of(bundle, bundle.graph(graph), session)
-        roofline_ms = None if work is None else self.peaks.roofline_ms(work, session.precision)
+        roofline_ms = self._roofline_ms(bundle, graph, session)
         return replace(measured(row, times_ms, frames, roofline_ms), proven=session.proven)
 
 
