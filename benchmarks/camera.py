@@ -57,8 +57,8 @@ def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return middle
 
 
-def show(results: dict[str, dict[str, Any]], size: tuple[int, int], console: Console) -> None:
-    table = Table(title=f"{size[0]}x{size[1]}, ms a frame: wall / CPU of all threads", title_justify="left")
+def show(results: dict[str, dict[str, Any]], size: tuple[int, int], crf: int, console: Console) -> None:
+    table = Table(title=f"{size[0]}x{size[1]}, CRF {crf}, ms a frame: wall / CPU of all threads", title_justify="left")
     for title in ("system", "frames/s", *STAGES, "total", "x264 x", "RSS MB"):
         table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
     plain = results["x264"]["cpu_ms"]["total"]
@@ -78,6 +78,7 @@ def run(
     frames: Annotated[int, typer.Option(min=1, help="Frames that count, after a short warm-up.")] = 150,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each system; the median is shown.")] = 3,
     profile: Annotated[str, typer.Option(help="Device profile.")] = "cpu",
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Where video is good, SMC does not run: see 26.")] = 40,
     systems: Annotated[str, typer.Option(help="x264 is always among them.")] = ",".join(CAMERA_SYSTEMS),
     zoo: Annotated[Path | None, typer.Option(help="Folder of scene-s and smc-s; default: the shipped ones.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Inference threads; default: the profile's.")] = None,
@@ -102,15 +103,17 @@ def run(
             for name in names:
                 console.print(f"run {turn + 1} of {repeats}: {name}", highlight=False)
                 task = {"profile": profile, "threads": threads, "path": str(path), "size": size, "fps": source.fps}
+                task["crf"] = crf
                 task["zoo"] = None if zoo is None else str(zoo.resolve())
                 parts = parts_of(name)
                 runs[name].append(run_apart(system=name, scene=parts.scene, semantics=parts.semantics, **task))
     results = {name: median_of(found) for name, found in runs.items()}
-    show(results, size, console)
+    show(results, size, crf, console)
     report |= {
         "clip": source.name,
         "size": size,
         "profile": profile,
+        "crf": crf,
         "repeats": repeats,
         "systems": results,
         "runs": runs,

@@ -81,6 +81,7 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
     for owner, name, stage in STAGES:
         setattr(owner, name, _timed(getattr(owner, name), stage, spent))
     overrides = [f"scene.enabled={str(task['scene']).lower()}", f"semantics.enabled={str(task['semantics']).lower()}"]
+    overrides.append(f"video.crf={task['crf']}")
     if task["threads"] is not None:
         overrides += [f"{section}.threads={task['threads']}" for section in ("scene", "semantics")]
     if task["zoo"] is not None:
