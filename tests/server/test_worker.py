@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,6 +182,16 @@ def test_what_analytics_see_is_the_fused_picture(bundle: Bundle) -> None:
     seen, plain = bench.detector.calls[0], picture(0)
     shift = float(camera.latents[0].mean()) * DARKER
     assert abs(float(plain.y.mean()) - shift - float(seen.y.mean())) < 2.5
+
+
+def test_good_pictures_pass_unfused_and_are_counted(bundle: Bundle) -> None:
+    choosy = copy(bundle)
+    choosy.parameters = {**bundle.parameters, "fused_from_qp": 51}
+    bench, camera = Bench(choosy), FakeCamera(choosy, frames=GOP)
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert bench.view()["server"]["passed"] == GOP
+    assert abs(float(picture(0).y.mean()) - float(bench.detector.calls[0].y.mean())) < 2.5
 
 
 def test_detection_runs_at_its_own_rate_and_tracks_go_out_as_onvif(bundle: Bundle) -> None:
