@@ -38,7 +38,7 @@ from scene_edge.inference.openvino import load as load_openvino
 from scene_edge.inference.roofline import Peaks, measure_peaks
 from scene_edge.inference.stages import StageRow
 from scene_edge.models.registry import GraphExport
-from scene_edge.models.scene import FoldedScene, SceneFilterGraph, SceneNet
+from scene_edge.models.scene import CENTRE, FoldedScene, SceneFilterGraph, SceneNet
 from scene_edge.quantize.graphs import dynamic_axes, export_program, run_torch, to_onnx
 from scene_edge.quantize.kernels import slots_of
 from scene_edge.quantize.to_openvino import save_ir
@@ -165,7 +165,7 @@ def torch_rows(scene: str, smc: str, size: tuple[int, int], runs: int, threads: 
     graphs: dict[str, Any] = {stage: torch_graphs(smc, size)[graph] for stage, graph in list(NETWORKS.items())[1:]}
     net = SceneNet()
     picture = torch.randint(0, 256, (1, aligned(size[1]) // 4, aligned(size[0]) // 4, PACKED_CHANNELS)).to(torch.uint8)
-    folded = FoldedScene(net, torch.ones(1, net.config.coefficients, 1, 1))
+    folded = FoldedScene(net, net.controls(torch.ones(1, net.config.coefficients, 1, 1), CENTRE))
     graphs["scene"] = SceneFilterGraph(folded).eval(), [picture]
     for stage, (module, given) in graphs.items():
         with torch.inference_mode():

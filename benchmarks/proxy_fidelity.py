@@ -100,7 +100,7 @@ def code(name: str, pictures: Sequence[Planes], crf: int, fps: float) -> tuple[T
         frames = [from_packed(torch.from_numpy(pack(planes)[None, :rows, :columns])) for planes in pictures]
         with torch.no_grad():
             decoded, bits = PROXIES[name]()(frames, float(crf))
-        return torch.cat([to_planes(frame)[0] for frame in decoded]).clamp(0.0, 1.0), float(bits)
+        return torch.cat([to_planes(frame)[0] for frame in decoded]).clamp(0.0, 1.0), float(bits.sum())
     if name == "x264":
         seen, sizes = x264_round_trip(list(pictures), crf, fps)
         return _luma(seen), float(sum(sizes))

@@ -21,6 +21,9 @@ __all__ = ["Decoded", "H264Decoder", "has_idr"]
 
 _MAX_PENDING = 64
 
+KEYFRAME_FINER = 3.0
+"""By how much a keyframe's QP lies below those of the pictures that follow it, as a rule (x264's ipratio of 1.4)."""
+
 _CODING = np.dtype(
     [("blocks", "u4"), ("start", np.uintp), ("stride", np.uintp), ("type", "i4"), ("qp", "i4"), ("planes", "i4", 8)],
     align=True,

@@ -8,6 +8,7 @@ points to (`KernelSlot`). Ranges of activations stay as they were calibrated.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from scene_edge.codec.errors import BundleError
 from scene_edge.codec.manifest import Artifact, KernelSlot
 
 MAX_BASES = 16
+MAX_CRF = 63
 WEIGHTS = "weights.safetensors"
 
 F32: TypeAlias = NDArray[np.float32]
@@ -90,6 +92,10 @@ class KernelBank:
     The manifest's `kernels` lists, for each layer in the order of its coefficients, the layer's name and that of its
     bases in weights.safetensors: "<bases>.weight" [E * C, inputs, rows, columns] and "<bases>.bias" [E * C]. Its
     `residual` names likewise the last layer, whose output is added to the picture.
+
+    Where it has `coarseness`, kernels follow the codec's quantiser too: with t = (CRF - `centre`) / `unit`, CRF held
+    within `range`, t * slopes[0] + t^2 * slopes[1] is added to the coefficients, and to the 1 by which each output of
+    the residual is multiplied. `slopes` [2, coefficients + outputs] is a tensor of weights.safetensors.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -104,27 +110,71 @@ class KernelBank:
         layer, name = residual
         weights, bias = _bases(tensors, name, 1)
         self._residual = (layer, Kernel(weights[0], bias[0]))
+        self._coarseness = _Coarseness.of(bundle, tensors, self.coefficients + bias[0].size)
 
     @property
     def coefficients(self) -> int:
         """How many `assemble` takes."""
         return sum(bias.size for _, _, bias in self._layers)
 
-    def assemble(self, coefficients: NDArray[Any], strength: float = 1.0) -> dict[str, Kernel]:
-        """Coefficients of a scene, in any shape -> kernels by layer, the residual's times `strength`.
+    def assemble(
+        self, coefficients: NDArray[Any], strength: float = 1.0, crf: float | None = None
+    ) -> dict[str, Kernel]:
+        """Coefficients of a scene, in any shape -> kernels by layer for that CRF, the residual's times `strength`.
 
-        Raises BundleError for another number of coefficients.
+        Without `crf` they are those of the middle of the bundle's range. Raises BundleError for another number of
+        coefficients.
         """
         values = coefficients.astype(np.float32).ravel()
         if values.size != self.coefficients or not np.isfinite(values).all():
             raise BundleError("coefficients do not fit the kernels", got=values.size, allowed=self.coefficients)
         layer, plain = self._residual
-        kernels, at = {layer: Kernel(plain.weights * np.float32(strength), plain.bias * np.float32(strength))}, 0
+        gains: F32 = np.full(plain.bias.size, strength, np.float32)
+        if self._coarseness is not None and crf is not None:
+            added = self._coarseness.at(crf)
+            values = values + added[: values.size]
+            gains = gains * (1 + added[values.size :])
+        kernels, at = {layer: Kernel(plain.weights * gains[:, None, None, None], plain.bias * gains)}, 0
         for layer, weights, bias in self._layers:
             part = values[at : at + bias.size].reshape(bias.shape)
             kernels[layer] = Kernel(np.einsum("ec,ecihw->cihw", part, weights), (part * bias).sum(0))
             at += bias.size
         return kernels
+
+
+@dataclass(frozen=True)
+class _Coarseness:
+    """What a quantiser adds to coefficients and gains."""
+
+    slopes: F32
+    centre: float
+    unit: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, bundle: Bundle, tensors: Mapping[str, NDArray[Any]], count: int) -> _Coarseness | None:
+        """What the manifest's `coarseness` says. Raises BundleError where that cannot be."""
+        said = bundle.parameters.get("coarseness")
+        if said is None:
+            return None
+        fields = said if isinstance(said, Mapping) else {}
+        bounds = fields.get("range")
+        numbers = [fields.get("centre"), fields.get("unit"), *(bounds if isinstance(bounds, list) else [])]
+        slopes = tensors.get(str(fields.get("slopes")))
+        numeric = all(isinstance(value, (int, float)) and 0 < value <= MAX_CRF for value in numbers)
+        if not numeric or len(numbers) != 4 or slopes is None or slopes.shape != (2, count):
+            raise BundleError(
+                f"bundle {bundle.name} does not say how its kernels follow the quantiser",
+                got=str(said)[:80],
+                allowed=f"slopes [2, {count}], centre, unit, range [from, to]",
+            )
+        return cls(slopes.astype(np.float32), *(float(value) for value in numbers))
+
+    def at(self, crf: float) -> F32:
+        far = np.float32((min(max(crf, self.least), self.most) - self.centre) / self.unit)
+        added: F32 = far * self.slopes[0] + far * far * self.slopes[1]
+        return added
 
 
 def _is_pair(item: object) -> bool:

@@ -127,6 +127,8 @@ class FrameCoder:
         coded.units.append(marked)
         if self._gop is not None and self._semantics is not None:
             coded.packets += self._count(self._gop.push(unit, frame.planes))
+            if self._scene is not None and unit.keyframe:
+                self._scene.coded_with(self._gop.keyframe_qp)
             if self._semantics.last_latents is not None:
                 coded.latents.append(self._semantics.last_latents)
 

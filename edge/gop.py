@@ -86,6 +86,8 @@ class GopCoder:
         self._in_gop = 0
         self._video_bytes = self._semantic_bytes = 0
         self._chosen = False
+        self.keyframe_qp: float | None = None
+        """Mean quantiser of the last keyframe, where the decoder tells it."""
         self.lost: Counter[str] = Counter()
         self.decode_time, self.encode_time = StageTime(), StageTime()
 
@@ -105,6 +107,8 @@ class GopCoder:
         if picture is None:
             self._expected = None
             return out + self._close(cut=True)
+        if unit.keyframe:
+            self.keyframe_qp = picture.qp
         started_ns = time.perf_counter_ns()
         try:
             code = self._encoder.encode(original, picture.planes, self._choose if unit.keyframe else None, picture.qp)

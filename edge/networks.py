@@ -53,7 +53,9 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     if config.scene.enabled:
         try:
             opener = Opener(config, config.scene, width, height)
-            networks.scene = SceneFilter(opener.bundle, width, height, opener, live=live, guard=_guard(config))
+            networks.scene = SceneFilter(
+                opener.bundle, width, height, opener, live=live, guard=_guard(config), crf=_crf(config)
+            )
             degraded += opener.fallbacks("scene") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
@@ -80,6 +82,11 @@ def _guard(config: CameraConfig) -> RateGuard | None:
     if config.scene.max_rise is None or config.video.bitrate_kbps is not None:
         return None
     return RateGuard(GuardSettings(config.scene.max_rise, config.video.crf, config.video.preset, config.video.gop))
+
+
+def _crf(config: CameraConfig) -> float | None:
+    """What frames will be coded with; none where the encoder holds a bitrate itself."""
+    return None if config.video.bitrate_kbps is not None else float(config.video.crf)
 
 
 def quality_control(config: SemanticsConfig, steps: Sequence[float], gop: int) -> QualityControl:

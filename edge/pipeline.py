@@ -333,6 +333,8 @@ class Pipeline:
             return
         try:
             self._outbox.add_packets(gop.push(job.outgoing.unit, job.original))
+            if (scene := self._scene) is not None and job.outgoing.unit.keyframe:
+                scene.coded_with(gop.keyframe_qp)
             self._cut_where_skipped(gop)
         except EngineError as error:
             self._semantics_on = False

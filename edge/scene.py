@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.kernels import F32, KernelBank, Kernels
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import PACKED_CHANNELS, U8, Planes, aligned, pack, unpack
@@ -43,11 +44,16 @@ CUT_LEVELS = 28.0
 """A mean change of the subsampled luma by more than this many levels from one frame to the next is a scene cut."""
 
 
+REQUANTISED = 1.5
+"""By how much the encoder's quantiser must change before the kernels follow it."""
+
+
 class _Setting(NamedTuple):
     """What a filter was folded for. Strength 0 is no filter; the one at hand is then the weakest, for probes."""
 
     coefficients: F32
     strength: float
+    crf: float | None
 
 
 class _Prepared(NamedTuple):
@@ -62,6 +68,7 @@ class SceneFilter:
     `live`: kernels are changed beside the stream, by a thread that compiles the new filter while frames pass the old
     one; until the first is ready, frames stay as they are. Otherwise a frame waits for its kernels, so that the same
     frames always give the same pictures. `guard` says how strong the filter may be; without one it is never weakened.
+    `crf` is what frames will be coded with; where the encoder chooses it, `coded_with` tells.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class SceneFilter:
         *,
         live: bool = False,
         guard: RateGuard | None = None,
+        crf: float | None = None,
     ) -> None:
         if bundle.kind != "scene":
             raise BundleError(f"bundle {bundle.name} is no SCENE network", got=bundle.kind, allowed="scene")
@@ -87,6 +95,7 @@ class SceneFilter:
         self._filter = self._open_filter()
         self._beside = Beside() if live else None
         self._guard = guard
+        self._crf, self._encoder_chooses = crf, crf is None
         self._setting: _Setting | None = None
         self._waiting: _Prepared | None = None
         self._frames = 0
@@ -127,6 +136,14 @@ class SceneFilter:
         if self._guard is not None and probed and (pairs := self._guard.take(planes, filtered, capture_ns)):
             self._prepare(self._setting.coefficients, pairs)
         return filtered if strength else planes
+
+    def coded_with(self, keyframe_qp: float | None) -> None:
+        """The mean quantiser of a keyframe, as far as it is known; any thread may tell it.
+
+        Where the encoder chooses it, the kernels follow when the scene is next looked at.
+        """
+        if self._encoder_chooses and keyframe_qp is not None:
+            self._crf = keyframe_qp + KEYFRAME_FINER
 
     def reset(self) -> None:
         """Forget the scene: it is looked at again with the next frame, and the kernels are made anew."""
@@ -179,12 +196,17 @@ class SceneFilter:
         coefficients = found.astype(np.float32)
         self._refreshed_ns = capture_ns
         self.refreshes += 1
-        if self._setting is None or _change(coefficients, self._setting.coefficients) >= REFOLD:
+        if self._setting is None or self._requantised or _change(coefficients, self._setting.coefficients) >= REFOLD:
             self._prepare(coefficients)
         if cut and self._beside is None and self._guard is not None:
             if self._waiting is not None:
                 self._take(self._waiting)
             self._begin(planes)
+
+    @property
+    def _requantised(self) -> bool:
+        before = self._setting.crf if self._setting is not None else None
+        return self._crf is not None and (before is None or abs(self._crf - before) >= REQUANTISED)
 
     def _begin(self, planes: Planes) -> None:
         """The first frame of a scene, where it may wait: it shall not cost too much either."""
@@ -212,15 +234,16 @@ class SceneFilter:
             judged = min(at_most, self._guard.judged(pairs, strength or WEAKEST))
             self._guard.settled(len(pairs) == 1 or judged != strength)
             strength = judged
-        setting = _Setting(coefficients, strength)
+        setting = _Setting(coefficients, strength, self._crf)
         if (
             before is not None
             and before.coefficients is coefficients
+            and before.crf == setting.crf
             and (before.strength or WEAKEST) == (strength or WEAKEST)
         ):
             return _Prepared(setting, None)
         try:
-            kernels = self._bank.assemble(coefficients, strength or WEAKEST)
+            kernels = self._bank.assemble(coefficients, strength or WEAKEST, setting.crf)
         except BundleError as error:
             raise EngineError("the scene's coefficients are of no use", got=str(error)) from error
         folded = self._open_filter(kernels)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
 from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
@@ -20,9 +21,6 @@ Choose = Callable[[Sequence[float]], int | None]
 
 NO_CODE = FrameCode((), 0.0, 0)
 """Of a frame for which an earlier one's latent stands."""
-
-KEYFRAME_FINER = 3.0
-"""By how much a keyframe's QP lies below those of the pictures that follow it, as a rule (x264's ipratio of 1.4)."""
 
 _STATES = {"state_sem": "next_sem", "state_lossy": "next_lossy"}
 

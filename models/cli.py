@@ -37,7 +37,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of data order and weights.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     start: Annotated[
-        Path | None, typer.Option(help="Run or bundle of SMC whose weights are taken over where they fit.")
+        Path | None, typer.Option(help="Run or bundle of SMC or SCENE whose weights are taken over where they fit.")
     ] = None,
     weaknesses: Annotated[str, typer.Option(help="What is known to be weak, for the model card.")] = "",
 ) -> None:
@@ -51,8 +51,8 @@ def train(
     settings: dict[str, Any] = {"data": data, "out": out, "max_minutes": max_minutes, "resume": resume}
     settings |= {"seed": seed, "threads": threads}
     if start is not None:
-        if not model.value.startswith("smc-"):
-            raise ConfigError("only SMC starts from another run", got=model.value, hint="Leave out --start.")
+        if not model.value.startswith(("smc-", "scene-")):
+            raise ConfigError("only SMC and SCENE start from another run", got=model.value, hint="Leave out --start.")
         settings["start"] = start
     record = _trainer(model)(**settings)
     if weaknesses:

@@ -154,6 +154,15 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     return score.mean((1, 2, 3))
 
 
+def multi_scale_ssim(first: Tensor, second: Tensor, scales: int = 5) -> Tensor:
+    """Mean of `ssim` over scales, each half as large as the one before, of pictures [B, C, h, w] in 0..1: [B]."""
+    scores = [ssim(first, second)]
+    for _ in range(1, scales):
+        first, second = (F.avg_pool2d(x, 2) for x in (first, second))
+        scores.append(ssim(first, second))
+    return torch.stack(scores).mean(0)
+
+
 def rate_slope(points: list[list[tuple[float, float]]]) -> float:
     """What the base codec pays: loss per natural logarithm of rate, by least squares; positive.
 

@@ -18,7 +18,12 @@ from scene_edge.models.proxy_hybrid import HybridProxy
 from scene_edge.models.proxy_jpeg import JpegProxy
 
 PROXIES: dict[str, type[nn.Module]] = {"jpeg": JpegProxy, "hybrid": HybridProxy}
-"""Every proxy is `forward(frames, qp) -> (reconstructions, bits [B])`, on packed floats [B, 24, h, w] in 0..1."""
+"""Every proxy is `forward(frames, qp) -> (reconstructions, bits [B, T])`, on packed floats [B, 24, h, w] in
+0..1; bits are of each frame."""
+
+RATE_SLOPES = {"jpeg": 1.8, "hybrid": 0.7}
+"""By how much the logarithm of x264's bits moves where a filter moves that of a proxy's by 1
+(`benchmarks/proxy_fidelity.py`, 4 and 12 frames)."""
 
 
 class RealCodec(nn.Module):
@@ -27,15 +32,15 @@ class RealCodec(nn.Module):
     CRF and QP are taken for each other, rounded to a whole number.
     """
 
-    def __init__(self, proxy: nn.Module) -> None:
+    def __init__(self, proxy: nn.Module, slope: float = 1.0) -> None:
         super().__init__()
-        self.proxy = proxy
+        self.proxy, self.slope = proxy, slope
 
     def forward(self, frames: list[Tensor], qp: float) -> tuple[list[Tensor], Tensor]:
-        """frames: packed float [B, 24, h, w] in 0..1; bits [B] are of all frames of a sample.
+        """frames: packed float [B, 24, h, w] in 0..1; bits [B, T] are of each frame.
 
         x264 sees the frames in eight bits. Bits are multiplied by what the proxy's change by, not added to: the proxy
-        counts on a scale of its own, and what matters is by which factor the rate changes.
+        counts on a scale of its own, and what matters is by which factor the rate changes, to the power `slope`.
         """
         crf = round(qp)
         real, real_bits = coded_by_x264(frames, crf)
@@ -43,12 +48,13 @@ class RealCodec(nn.Module):
             return real, real_bits
         decoded, bits = self.proxy(frames, float(crf))
         through = [near + (true - near).detach() for near, true in zip(decoded, real, strict=True)]
-        return through, real_bits * (bits / bits.detach())
+        return through, real_bits * (bits / bits.detach()) ** self.slope
 
 
 @torch.no_grad()
 def coded_by_x264(frames: list[Tensor], crf: int) -> tuple[list[Tensor], Tensor]:
-    """Packed float frames [B, 24, h, w] in 0..1 -> what x264 makes of each sample's sequence, and its bits [B]."""
+    """Packed float frames [B, 24, h, w] in 0..1 -> what x264 makes of each sample's sequence, and the bits of each
+    frame [B, T]."""
     rows, columns = frames[0].shape[2:]
     sequences = np.stack([to_packed(frame).cpu().numpy() for frame in frames], 1)
     pictures, bits = [], []
@@ -56,7 +62,7 @@ def coded_by_x264(frames: list[Tensor], crf: int) -> tuple[list[Tensor], Tensor]
         planes = [unpack(np.ascontiguousarray(picture), columns * 4, rows * 4) for picture in sequence]
         seen, spent = x264_round_trip(planes, crf)
         pictures.append(np.stack([pack(picture)[:rows, :columns] for picture in seen]))
-        bits.append(float(sum(spent)))
+        bits.append([float(count) for count in spent])
     device = frames[0].device
     stacked = torch.from_numpy(np.stack(pictures)).to(device)
     return [from_packed(stacked[:, index]) for index in range(len(frames))], torch.tensor(bits, device=device)
@@ -67,4 +73,4 @@ def build_codec(proxy: str, real_codec: bool) -> nn.Module:
     if proxy not in PROXIES:
         raise ConfigError("no such codec proxy", got=proxy, allowed=", ".join(PROXIES))
     built = PROXIES[proxy]()
-    return RealCodec(built) if real_codec else built
+    return RealCodec(built, RATE_SLOPES[proxy]) if real_codec else built

@@ -34,7 +34,7 @@ MODE_BITS = 0.25
 
 
 class HybridProxy(nn.Module):
-    """Codes a sequence of packed pictures at a QP: `forward(frames, qp)` -> (reconstructions, bits [B]).
+    """Codes a sequence of packed pictures at a QP: `forward(frames, qp)` -> (reconstructions, bits [B, T]).
 
     `reach` 0 and no `deblocking` leave the plain block transform with the frame before as it stands.
     """
@@ -50,20 +50,21 @@ class HybridProxy(nn.Module):
         """frames: packed float [B, 24, h, w] in 0..1 in display order, h and w multiples of 4; the first is intra."""
         step = quantiser_step(qp) / 255.0
         decoded: list[Tensor] = []
-        bits = torch.zeros(frames[0].shape[0], device=frames[0].device)
+        bits: list[Tensor] = []
         previous: list[Tensor] | None = None
         for frame in frames:
             planes = to_planes(frame)
             predicted, vector_cost = self._predict(planes, previous, step) if previous else (None, None)
-            rebuilt = []
+            rebuilt, costs = [], []
             for index, plane in enumerate(planes):
                 inter = predicted[index] if predicted else None
                 out, cost = self._plane(plane, inter, vector_cost if index == 0 else None, step, qp)
                 rebuilt.append(out)
-                bits = bits + cost
+                costs.append(cost)
             previous = rebuilt
             decoded.append(from_planes(rebuilt))
-        return decoded, bits
+            bits.append(torch.stack(costs).sum(0))
+        return decoded, torch.stack(bits, 1)
 
     def _predict(self, planes: list[Tensor], previous: list[Tensor], step: float) -> tuple[list[Tensor], Tensor]:
         """Compensated planes, and what the vector costs each 8x8 luma block [B, H/8, W/8]."""

@@ -58,7 +58,7 @@ def quality_at(qp: float) -> float:
 
 
 class JpegProxy(nn.Module):
-    """Codes packed pictures one by one: `forward(frames, qp)` -> (reconstructions, bits [B])."""
+    """Codes packed pictures one by one: `forward(frames, qp)` -> (reconstructions, bits [B, T])."""
 
     dct: Tensor
     luma: Tensor
@@ -71,10 +71,10 @@ class JpegProxy(nn.Module):
         self.register_buffer("chroma", torch.tensor(CHROMA, dtype=torch.float32))
 
     def forward(self, frames: list[Tensor], qp: float) -> tuple[list[Tensor], Tensor]:
-        """frames: packed float [B, 24, h, w] in 0..1, h and w multiples of 4; bits are of all frames together."""
+        """frames: packed float [B, 24, h, w] in 0..1, h and w multiples of 4; bits of each frame."""
         quality = quality_at(qp)
         coded = [self.code(frame, quality) for frame in frames]
-        return [decoded for decoded, _ in coded], torch.stack([bits for _, bits in coded]).sum(0)
+        return [decoded for decoded, _ in coded], torch.stack([bits for _, bits in coded], 1)
 
     def code(self, frame: Tensor, quality: float) -> tuple[Tensor, Tensor]:
         """One packed picture [B, 24, h, w] at a quality of 1..100 -> its reconstruction and bits [B]."""

@@ -82,11 +82,17 @@ class SceneRun(Recipe):
     """Whether the loss sees x264's pictures and bits in place of the proxy's."""
     instrument: str = "models/yolox_nano.onnx"
     """The detector in whose eyes the coded picture is to be like the original."""
+    start: Path | None = None
+    """Run or bundle whose weights are taken over where they fit."""
     siglip: str = "models/siglip2-so400m-patch14-384"
     """SigLIP 2, a folder below the data folder; read by `scene-paper` alone."""
     machine_weight: float = 0.5
     sample_weight: float = 0.25
     ssim_weight: float = 0.25
+    detail_weight: float = 0.0
+    """Of what VMAF NEG sees (`detail`)."""
+    rise_weight: float = 0.0
+    """What a higher rate at the same QP costs beside its price in J."""
     pre_proxy_weight: float = 2.0
     crop: int = 256
     length: int = 2

@@ -25,7 +25,16 @@ from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
 from scene_edge.models.operating_point import FUSED_FROM_QP, HOLD
-from scene_edge.models.scene import THUMB, FoldedScene, SceneFilterGraph, SceneNet, ScenePriorGraph
+from scene_edge.models.scene import (
+    CENTRE,
+    COARSENESS,
+    THUMB,
+    UNIT,
+    FoldedScene,
+    SceneFilterGraph,
+    SceneNet,
+    ScenePriorGraph,
+)
 from scene_edge.models.sizes import AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
@@ -239,7 +248,7 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         thumbs.append({"thumb": thumb.numpy()})
         frames.append({"x": picture.numpy()})
         coefficients.append(prior(thumb))
-    usual = FoldedScene(model, torch.cat(coefficients).mean(0, keepdim=True)).eval()
+    usual = FoldedScene(model, model.controls(torch.cat(coefficients).mean(0, keepdim=True), CENTRE)).eval()
     shapes: list[dict[str, tuple[int, ...]]] = [{"x": (1, rows, columns, 24)} for rows, columns in LITERT_SIZES]
     kernels = {name: _kernel(layer) for name, layer in usual.kernels().items()}
     graphs = {
@@ -253,6 +262,7 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         "config": model.config.as_dict(),
         "kernels": [[f"assembled{index}", f"assembled.{index}.base"] for index in range(model.config.blocks)],
         "residual": ["head", "head"],
+        "coarseness": {"slopes": "coarseness.slopes", "centre": CENTRE, "unit": UNIT, "range": list(COARSENESS)},
     }
     extra = {WEIGHTS: _weights(model), **card_of(run)}
     return BundleExport("scene-s", "scene", graphs, parameters, record, extra)

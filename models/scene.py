@@ -4,6 +4,7 @@ After SCENE (arXiv 2601.22189): each output channel c of an assembled convolutio
 K_c = sum_i a_{c,i} k_i over E base kernels; the coefficients come from a scene embedding through two 1x1 layers.
 Ours works on planes at a quarter of the size, takes its embedding from a thumbnail through a small network of its
 own, and lets both blocks follow it: the embedding is refreshed about once a second, the filter runs on each frame.
+They follow the codec's quantiser as well, which SCENE's do not: what is worth bringing out at one is lost at another.
 Since a convolution is linear, sum_i a_{c,i} (k_i * x) equals K_c * x: training keeps the sum outside, where the
 coefficients are an input; a camera folds them into the kernels (`FoldedScene`), which it changes with the scene.
 """
@@ -21,6 +22,14 @@ from scene_edge.models.layers import conv, from_packed, start_at_zero, to_packed
 
 THUMB = (18, 32)
 """Packed rows and columns of the thumbnail: 128 x 72 luma samples."""
+
+
+CENTRE, UNIT = 35.0, 10.0
+COARSENESS = (23.0, 47.0)
+"""Quantisers (CRF) that the filter knows: what lies beyond is taken for the nearest."""
+
+PACKED = 24
+"""Channels of a packed picture."""
 
 
 @dataclass(frozen=True)
@@ -76,38 +85,63 @@ class ScenePrior(nn.Module):
         return out
 
 
+class Coarseness(nn.Module):
+    """What the codec's quantiser adds to a scene's coefficients: q -> controls [1, K + 24, 1, 1].
+
+    A polynomial of second degree in q, so that a camera needs no network for it. The last 24 are by what the residual
+    of each packed channel is multiplied, less 1.
+    """
+
+    def __init__(self, config: SceneConfig) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.zeros(2, config.coefficients + PACKED))
+
+    def forward(self, crf: float) -> Tensor:
+        far = (min(max(crf, COARSENESS[0]), COARSENESS[1]) - CENTRE) / UNIT
+        return (far * self.slopes[0] + far * far * self.slopes[1])[None, :, None, None]
+
+
 class SceneNet(nn.Module):
-    """Picture [B, 24, h, w] in 0..1 and coefficients [B, K, 1, 1] -> filtered picture; starts as the identity."""
+    """Picture [B, 24, h, w] in 0..1 and controls [B, K + 24, 1, 1] -> filtered picture; starts as the identity."""
 
     def __init__(self, config: SceneConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SceneConfig()
         self.prior = ScenePrior(config)
+        self.coarseness = Coarseness(config)
         self.stem = conv(24, config.width)
         self.assembled = nn.ModuleList(AssembledConv(config.width, config.bases) for _ in range(config.blocks))
         self.plain = nn.ModuleList(conv(config.width, config.width) for _ in range(config.blocks))
-        self.head = conv(config.width, 24)
+        self.head = conv(config.width, PACKED)
         start_at_zero(self.head)
 
-    def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
+    def controls(self, coefficients: Tensor, crf: float) -> Tensor:
+        """The scene's coefficients [B, K, 1, 1], from `prior`, and the codec's CRF -> controls [B, K + 24, 1, 1]."""
+        return F.pad(coefficients, (0, 0, 0, 0, 0, PACKED), value=1.0) + self.coarseness(crf)
+
+    def forward(self, x: Tensor, controls: Tensor) -> Tensor:
         feature = F.relu(self.stem(x - 0.5))
         size = self.config.bases * self.config.width
         for index, (assembled, plain) in enumerate(zip(self.assembled, self.plain, strict=True)):
-            part = coefficients[:, index * size : (index + 1) * size]
+            part = controls[:, index * size : (index + 1) * size]
             feature = F.relu(feature + plain(F.relu(assembled(feature, part))))
-        out: Tensor = x + self.head(feature)
+        out: Tensor = x + self.head(feature) * controls[:, -PACKED:]
         return out
 
 
 class FoldedScene(nn.Module):
-    """SceneNet for one scene: with `coefficients` [1, K, 1, 1] known, assembled convolutions are plain ones.
+    """SceneNet for one scene: with `controls` [1, K + 24, 1, 1] known, assembled convolutions are plain ones.
 
     A quarter of the work for E = 4. What changes from scene to scene is `kernels()`, and nothing else.
     """
 
-    def __init__(self, net: SceneNet, coefficients: Tensor) -> None:
+    def __init__(self, net: SceneNet, controls: Tensor) -> None:
         super().__init__()
-        self.stem, self.plain, self.head = net.stem, net.plain, net.head
+        self.stem, self.plain, self.head = net.stem, net.plain, conv(net.config.width, PACKED)
+        coefficients, gains = controls[:, :-PACKED], controls.flatten()[-PACKED:]
+        with torch.no_grad():
+            self.head.weight.copy_(net.head.weight * gains[:, None, None, None])
+            cast(Tensor, self.head.bias).copy_(cast(Tensor, net.head.bias) * gains)
         width, bases = net.config.width, net.config.bases
         self.assembled = nn.ModuleList()
         for layer, part in zip(net.assembled, coefficients.reshape(-1, bases, width), strict=True):

@@ -2,8 +2,9 @@
 
 The loss is a BD-rate in miniature. For each quality k the distortion D_k is compared in logarithms, and bits are
 charged at the codec's own exchange rate: J = sum_k w_k log D_k + mu log R, with mu = -sum_k w_k dlogD_k / dlogR
-measured by coding the *unfiltered* picture at neighbouring QPs. A filter that lowers J beats turning the QP. Which
-codec the recipe says: a differentiable proxy, or real x264 with the proxy's gradient (`models.proxy`).
+measured by coding the *unfiltered* picture at neighbouring QPs. A filter that lowers J beats turning the QP. What it
+raises the rate by, beside the unfiltered picture at the same QP, is charged once more: a camera's uplink is what it is.
+Which codec the recipe says: a differentiable proxy, or real x264 with the proxy's gradient (`models.proxy`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,21 @@ from torch import Tensor
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.planes import U8, Planes, pack, unpack
 from scene_edge.models.blocks import from_planes, to_planes
-from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache, x264_round_trip
+from scene_edge.models.data import GOP, Batch, ClipSampler, DataConfig, build_cache, x264_round_trip
+from scene_edge.models.detail import DetailLoss
 from scene_edge.models.layers import from_packed, to_packed
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
-from scene_edge.models.objectives import MachineDistance, ssim
+from scene_edge.models.objectives import MachineDistance, multi_scale_ssim
 from scene_edge.models.proxy import build_codec
 from scene_edge.models.recipes import SceneRun
-from scene_edge.models.scene import THUMB, SceneNet
+from scene_edge.models.scene import COARSENESS, THUMB, SceneNet
 from scene_edge.models.scene_paper import ScenePaper
 from scene_edge.models.siglip import clip_embeddings
 from scene_edge.models.sizes import build_scene
+from scene_edge.models.start import load_start
+
+PRICE_BIN = 6
+"""QPs that share an exchange rate."""
 
 
 def thumbnail(picture: Tensor) -> Tensor:
@@ -51,14 +57,16 @@ class SceneTraining:
         self.config = config
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
         self.model = build_scene(config.size).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taken: set[str] = set() if config.start is None else load_start(self.model, config.start)
         self.embeddings = self._embeddings(folder)
         self.codec = build_codec(config.proxy, config.real_codec).to(device())
+        self.detail = DetailLoss().to(device())
         self.machine = MachineDistance(config.data / config.instrument).to(device())
         self.trainer = Trainer(config, self.model)
         self.random = np.random.default_rng(config.seed + self.trainer.steps)
         self.sampler.random = self.random
-        self.price: float | None = None
-        self.gain = 0.0
+        self.prices: dict[int, float] = {}
+        self.gain: dict[str, float] = {}
 
     def _embeddings(self, folder: Path) -> Tensor | None:
         """SigLIP 2's embedding of every clip [clips, 1152, 1, 1], where the network asks for it."""
@@ -74,8 +82,8 @@ class SceneTraining:
             )
         return torch.from_numpy(found)[..., None, None].to(device())
 
-    def _coefficients(self, clips: Sequence[int], wholes: Sequence[U8]) -> Tensor | None:
-        """Coefficients [B, K, 1, 1] of clips, by number and a whole packed picture of each; none for the baseline."""
+    def _controls(self, clips: Sequence[int], wholes: Sequence[U8], qp: float) -> Tensor | None:
+        """What the filter is told of clips, by number and a whole packed picture of each; none for the baseline."""
         if self.embeddings is not None:
             known = self.embeddings[list(clips)]
         elif isinstance(self.model, SceneNet):
@@ -83,7 +91,7 @@ class SceneTraining:
         else:
             return None
         coefficients: Tensor = self.model.prior(known).float()
-        return coefficients
+        return self.model.controls(coefficients, qp) if isinstance(self.model, SceneNet) else coefficients
 
     def _frames(self, batch: Batch) -> list[Tensor]:
         """Frames [B, 24, h, w] of a batch of crops."""
@@ -92,12 +100,15 @@ class SceneTraining:
         ]
 
     def _qualities(self, decoded: list[Tensor], original: list[Tensor], truth: list[Tensor]) -> Tensor:
-        """Weighted sum of log distortions, [B]; the machine looks at the last frame, and only where it has a weight."""
+        """Weighted sum of log distortions, [B]; what is dear to compute looks at the last frame alone."""
         config = self.config
         sample = torch.stack([(a - b).abs().mean((1, 2, 3)) for a, b in zip(decoded, original, strict=True)]).mean(0)
-        likeness = torch.stack([ssim(_luma(a), _luma(b)) for a, b in zip(decoded, original, strict=True)]).mean(0)
         total: Tensor = config.sample_weight * torch.log(sample + 1e-3)
-        total = total + config.ssim_weight * torch.log(1.0 - likeness + 1e-2)
+        luma, known = _luma(decoded[-1]), _luma(original[-1])
+        if config.ssim_weight:
+            total = total + config.ssim_weight * torch.log(1.0 - multi_scale_ssim(luma, known) + 5e-3)
+        if config.detail_weight:
+            total = total + config.detail_weight * torch.log(self.detail(luma, known) + 1e-2)
         if config.machine_weight:
             with autocast():
                 machine = self.machine.distance(self.machine.features(decoded[-1]), truth)
@@ -105,43 +116,49 @@ class SceneTraining:
         return total
 
     @torch.no_grad()
-    def _measure_price(self, frames: list[Tensor], truth: list[Tensor], qp: float) -> None:
-        """Follow mu: how much log distortion the codec itself buys for one unit of log rate."""
+    def _measure_price(self, frames: list[Tensor], truth: list[Tensor], qp: float) -> float:
+        """Follow mu, near this QP: how much log distortion the codec itself buys for one unit of log rate."""
         fine, fine_bits = self.codec(frames, qp - 3)
         coarse, coarse_bits = self.codec(frames, qp + 3)
         gain = (self._qualities(coarse, frames, truth) - self._qualities(fine, frames, truth)).mean()
-        spent = (torch.log(fine_bits) - torch.log(coarse_bits)).mean()
-        measured = float(gain / spent.clamp_min(1e-3))
-        self.price = measured if self.price is None else 0.9 * self.price + 0.1 * measured
+        spent = (torch.log(of_gop(fine_bits)) - torch.log(of_gop(coarse_bits))).mean()
+        near, measured = round(qp / PRICE_BIN), float(gain / spent.clamp_min(1e-3))
+        self.prices[near] = 0.9 * self.prices.get(near, measured) + 0.1 * measured
+        return self.prices[near]
 
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
         batch = self.sampler.sample(self.config.batch)
         frames = self._frames(batch)
-        qp = float(self.random.uniform(26, 46))
+        qp = float(self.random.integers(round(COARSENESS[0]), round(COARSENESS[1]) + 1))
         with torch.no_grad(), autocast():
             truth = self.machine.features(frames[-1]) if self.config.machine_weight else []
-        if self.price is None or progress.step % 5 == 0:
-            self._measure_price(frames, truth, qp)
+        price = self.prices.get(round(qp / PRICE_BIN))
+        if price is None or progress.step % 8 == 0:
+            price = self._measure_price(frames, truth, qp)
         with autocast():
-            coefficients = self._coefficients(batch.clips.tolist(), batch.whole)
-            filtered = [self.model(frame, coefficients).float() for frame in frames]
+            controls = self._controls(batch.clips.tolist(), batch.whole, qp)
+            filtered = [self.model(frame, controls).float() for frame in frames]
         rounded = [frame + ((frame * 255).round().clamp(0, 255) / 255 - frame).detach() for frame in filtered]
         decoded, bits = self.codec(rounded, qp)
+        with torch.no_grad():
+            plain, plain_bits = self.codec(frames, qp)
         quality = self._qualities(decoded, frames, truth).mean()
-        rate = torch.log(bits).mean()
+        rise = torch.log(of_gop(bits)) - torch.log(of_gop(plain_bits))
         moved = torch.stack([(a - b).abs().mean() for a, b in zip(filtered, frames, strict=True)]).mean()
-        loss = quality + float(self.price or 0.0) * rate + self.config.pre_proxy_weight * moved
-        figures = {"bits": float(rate.detach()), "moved": float(moved.detach()), "price": float(self.price or 0.0)}
+        loss = quality + price * rise.mean() + self.config.rise_weight * F.relu(rise).mean()
+        loss = loss + self.config.pre_proxy_weight * moved
+        figures = {"rise": rise.mean(), "risen": F.relu(rise).mean(), "moved": moved}
         if progress.step % 10 == 0:
-            self.gain = self._gain(frames, truth, qp, float(quality.detach()), float(rate.detach()))
-        return loss, {**figures, "gain": self.gain}
+            self.gain = self._gain(plain, frames, truth, float(quality.detach()), price * float(rise.detach().mean()))
+        return loss, {**{key: float(value.detach()) for key, value in figures.items()}, "price": price, **self.gain}
 
     @torch.no_grad()
-    def _gain(self, frames: list[Tensor], truth: list[Tensor], qp: float, quality: float, rate: float) -> float:
-        """How far J lies below that of the unfiltered frames; positive is better."""
-        plain, plain_bits = self.codec(frames, qp)
-        plain_quality = float(self._qualities(plain, frames, truth).mean())
-        return plain_quality - quality + float(self.price or 0.0) * (float(torch.log(plain_bits).mean()) - rate)
+    def _gain(
+        self, plain: list[Tensor], frames: list[Tensor], truth: list[Tensor], quality: float, cost: float
+    ) -> dict[str, float]:
+        """How far the quality lies below that of the unfiltered frames, and J: positive is better."""
+        better = float(self._qualities(plain, frames, truth).mean()) - quality
+        return {"better": better, "gain": better - cost}
 
     @torch.no_grad()
     def evaluate(self, clips: int = 8) -> dict[str, float]:
@@ -150,9 +167,9 @@ class SceneTraining:
         for index in np.linspace(0, len(self.sampler.arrays) - 1, clips).astype(int):
             whole = np.array(self.sampler.arrays[index]["original"][:12])
             picture = from_packed(torch.from_numpy(whole)).to(device())
-            coefficients = self._coefficients([int(index)], [whole[0]])
-            filtered = to_packed(self.model(picture, coefficients)).cpu().numpy()
-            for crf in (35, 43):
+            for crf in (27, 35, 43):
+                controls = self._controls([int(index)], [whole[0]], crf)
+                filtered = to_packed(self.model(picture, controls)).cpu().numpy()
                 results = [x264_round_trip([_exact(frame) for frame in frames], crf) for frames in (whole, filtered)]
                 seen = [self._seen(result[0][-1], picture[-1:]) for result in results]
                 bits.append(sum(results[1][1]) / sum(results[0][1]))
@@ -167,8 +184,14 @@ class SceneTraining:
         return float(self.machine.distance(self.machine.features(pair[0]), self.machine.features(pair[1])))
 
 
+def of_gop(bits: Tensor) -> Tensor:
+    """Bits of a keyframe and a few frames after it [B, T] -> of a whole GOP that goes on like them [B]."""
+    following = bits[:, 1:].mean(1) if bits.shape[1] > 1 else torch.zeros_like(bits[:, 0])
+    return bits[:, 0] + (GOP - 1) * following
+
+
 def _luma(picture: Tensor) -> Tensor:
-    return F.pixel_shuffle(picture[:, :16], 4)
+    return F.pixel_shuffle(picture[:, :16], 4)[:, 0].contiguous()[:, None]  # not channels-last, for speed
 
 
 def _exact(packed: np.ndarray[Any, np.dtype[np.uint8]]) -> Planes:
@@ -184,7 +207,10 @@ def train(config: SceneRun) -> dict[str, Any]:
     record = training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
     record["training_clips_check"] = training.evaluate()
+    if training.taken:
+        record["start"] = f"{len(training.taken)} of {len(training.model.state_dict())} weights of another run"
     record["recipe"] = config.as_dict()
     through = "x264 with the gradient of the " if config.real_codec else "the "
-    record["data"] = f"{len(training.sampler.entries)} clips through {through}{config.proxy} proxy, QP 26 to 46"
+    qps = f"QP {COARSENESS[0]:.0f} to {COARSENESS[1]:.0f}"
+    record["data"] = f"{len(training.sampler.entries)} clips through {through}{config.proxy} proxy, {qps}"
     return record

@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scene_edge.codec.errors import ConfigError, FormatError
-from scene_edge.models import keepsake
+from scene_edge.codec.errors import ConfigError
 from scene_edge.models.data import Batch, ClipSampler, DataConfig, build_cache
-from scene_edge.models.layers import ResBlock, start_at_zero
 from scene_edge.models.loop import Progressed, Trainer, autocast, device
 from scene_edge.models.objectives import LatentPrior, MachineDistance, rate_slope
 from scene_edge.models.operating_point import QUALITY_STEPS, measure_qualities, pictures, price_of_bits
@@ -32,6 +30,7 @@ from scene_edge.models.semantic_objective import SemanticTerms
 from scene_edge.models.semantics import load_fastestdet
 from scene_edge.models.sizes import build_smc
 from scene_edge.models.smc import Smc
+from scene_edge.models.start import load_start
 
 LATENT_STD = 0.1
 """Spread of each latent channel when rounding begins: at all QUALITY_STEPS only the few strong values are not zero."""
@@ -332,33 +331,6 @@ def _whole(picture: Tensor) -> Tensor:
     """Padded at the bottom and on the right to whole positions at stride 32."""
     rows, columns = (-side % 8 for side in picture.shape[2:])
     return F.pad(picture, (0, columns, 0, rows), mode="replicate")
-
-
-def load_start(model: nn.Module, path: Path) -> set[str]:
-    """Take over the averaged weights of a run, as far as names and shapes agree; returns the names.
-
-    Residual blocks that the other run had not begin as nothing, so that a deeper network is first as good as it was.
-    `path` is the folder of a run, or of a bundle that was made of one. Raises ConfigError without a checkpoint,
-    FormatError where nothing fits.
-    """
-    state, kept = path / "state.pt", path / keepsake.FILE
-    if state.is_file():
-        found = torch.load(state, weights_only=True, map_location="cpu")["average"]
-    elif kept.is_file():
-        found = keepsake.from_file(kept)
-    else:
-        raise ConfigError(
-            "no checkpoint to start from", got=str(path), hint="Give the folder of a run of SMC or of its bundle."
-        )
-    own = model.state_dict()
-    fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
-    if not fitting:
-        raise FormatError(f"nothing of {path} fits", got=", ".join(list(found)[:3]), hint="Is it a run of SMC?")
-    model.load_state_dict({**own, **fitting})
-    for name, block in model.named_modules():
-        if isinstance(block, ResBlock) and f"{name}.second.weight" not in fitting:
-            start_at_zero(block.second)
-    return set(fitting)
 
 
 def torch_seeded(seed: int) -> Any:

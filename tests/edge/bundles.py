@@ -20,7 +20,10 @@ Spec = tuple[str, int, list[int | str]]
 
 
 def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
-    """y = x - strength * a * shift, clipped, where a = 1 in a picture whose mean is at most 150, and 2 at 200."""
+    """y = x - strength * a * shift, clipped, where a = 1 in a picture whose mean is at most 150, and 2 at 200.
+
+    Where the CRF is known, (CRF - 35) / 10 is added to a.
+    """
     from onnx import helper, numpy_helper
     from safetensors.numpy import save_file
 
@@ -65,12 +68,15 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
     constants += [numpy_helper.from_array(value, name) for name, value in tensors.items()]
     _save(folder / "prior.fp32.onnx", "prior", prior, [thumb], [coefficients], numbers)
     _save(folder / "filter.fp32.onnx", "filter", filtered, [x], [y], constants)
-    save_file(tensors, folder / "weights.safetensors")
+    slopes = np.zeros((2, 48), np.float32)
+    slopes[0, :24] = 1.0
+    save_file({**tensors, "slopes": slopes}, folder / "weights.safetensors")
     graphs = {"prior": _graph("prior", [thumb], [coefficients]), "filter": _graph("filter", [x], [y])}
     file = graphs["filter"]["artifacts"][0]["file"]
     graphs["filter"]["artifacts"][0]["kernels"] = slots_of("onnx", {file: (folder / file).read_bytes()}, kernels)
     parameters = {"grid": 4, "prior_period_ms": 1000, "prior_size": [72, 128]}
     parameters |= {"config": {"bases": 1}, "kernels": [["shade", "shade"]], "residual": ["head", "head"]}
+    parameters["coarseness"] = {"slopes": "slopes", "centre": 35.0, "unit": 10.0, "range": [25.0, 45.0]}
     return write_bundle(folder, _manifest("scene-tiny", "scene", graphs, parameters))
 
 

@@ -79,6 +79,26 @@ def test_kernels_follow_the_scene(zoo: Path) -> None:
     scene.close()
 
 
+def test_kernels_follow_the_quantiser_that_the_settings_or_the_encoder_choose(zoo: Path) -> None:
+    bundle = Bundle.open("scene-tiny", zoo=zoo)
+    scene = SceneFilter(bundle, 96, 64, onnx_session, crf=40.0)
+    scene.coded_with(20.0)
+    assert (scene.apply(flat(100), 0).y == 100 - 1.5 * 10).all(), "what the settings say stands"
+    scene.close()
+    scene = SceneFilter(bundle, 96, 64, onnx_session)
+    assert (scene.apply(flat(100), 0).y == 90).all(), "not known yet"
+    scene.coded_with(None)
+    scene.coded_with(37.0)
+    assert (scene.apply(flat(100), 1).y == 90).all(), "not before the scene is looked at"
+    assert (scene.apply(flat(100), SECOND_NS).y == 100 - 1.5 * 10).all(), "pictures are coded coarser than keyframes"
+    scene.coded_with(38.0)
+    scene.apply(flat(100), 2 * SECOND_NS)
+    assert scene.folds == 2, "hardly another quantiser"
+    scene.coded_with(60.0)
+    assert (scene.apply(flat(100), 3 * SECOND_NS).y == 100 - 2 * 10).all(), "no further than the bundle's range"
+    scene.close()
+
+
 def test_a_live_filter_is_swapped_between_frames_and_what_fails_is_told(zoo: Path) -> None:
     opened, released = [], threading.Event()
 

@@ -16,7 +16,16 @@ from scene_edge.codec.kernels import KernelBank  # noqa: E402
 from scene_edge.codec.planes import Planes, pack, unpack  # noqa: E402
 from scene_edge.models.data import flip_packed, x264_round_trip  # noqa: E402
 from scene_edge.models.layers import CausalTemporal, from_packed, packed_to_bgr, to_packed  # noqa: E402
-from scene_edge.models.scene import AssembledConv, FoldedScene, SceneConfig, SceneFilterGraph, SceneNet  # noqa: E402
+from scene_edge.models.scene import (  # noqa: E402
+    CENTRE,
+    COARSENESS,
+    UNIT,
+    AssembledConv,
+    FoldedScene,
+    SceneConfig,
+    SceneFilterGraph,
+    SceneNet,
+)
 from scene_edge.models.smc import SemDec, Smc, SmcConfig, SmcDecoder, SmcEncoder  # noqa: E402
 
 SMALL = SmcConfig(latent=4, coder=8, fuse_widths=(8, 8, 8), entry=8)
@@ -125,38 +134,50 @@ def test_untrained_scene_is_the_identity() -> None:
     picture = noise(6, 1, 8, 16, 24)
     coefficients = net.prior(from_packed(noise(7, 1, 18, 32, 24)))
     assert coefficients.shape == (1, net.config.coefficients, 1, 1)
-    assert torch.equal(SceneFilterGraph(FoldedScene(net, coefficients))(picture), picture)
+    assert torch.equal(SceneFilterGraph(FoldedScene(net, net.controls(coefficients, 40.0)))(picture), picture)
 
 
 def test_a_folded_scene_is_the_filter_of_that_scene() -> None:
     net = SceneNet(SceneConfig(width=8))
     torch.nn.init.normal_(net.head.weight, std=0.05)
     picture = from_packed(noise(6, 1, 8, 16, 24))
-    first, second = torch.rand(2, 1, net.config.coefficients, 1, 1)
+    torch.nn.init.normal_(net.coarseness.slopes, std=0.1)
+    scene, other = torch.rand(2, 1, net.config.coefficients, 1, 1)
+    first, second = net.controls(scene, 30.0), net.controls(other, 30.0)
     folded = FoldedScene(net, first)
     assert torch.allclose(folded(picture), net(picture, first), atol=1e-5)
     assert not torch.allclose(folded(picture), net(picture, second), atol=1e-3)
+    assert not torch.allclose(folded(picture), net(picture, net.controls(scene, 40.0)), atol=1e-3)
     assert [layer.weight.shape for layer in folded.kernels().values()] == [(8, 8, 3, 3)] * 2 + [(24, 8, 3, 3)]
 
 
 def test_a_camera_folds_the_same_kernels_from_half_precision(tmp_path: Path) -> None:
     net = SceneNet(SceneConfig(width=8))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    torch.nn.init.normal_(net.coarseness.slopes, std=0.1)
     save_file({key: value.half().numpy() for key, value in net.state_dict().items()}, tmp_path / "weights.safetensors")
     parameters = {"config": net.config.as_dict(), "kernels": [[f"assembled{i}", f"assembled.{i}.base"] for i in (0, 1)]}
     parameters["residual"] = ["head", "head"]
+    said = {"slopes": "coarseness.slopes", "centre": CENTRE, "unit": UNIT, "range": list(COARSENESS)}
+    parameters["coarseness"] = said
     manifest = {"format": 1, "name": "s", "kind": "scene", "version": "1", "counter": 1, "graphs": {}}
     bank = KernelBank(write_bundle(tmp_path, {**manifest, "parameters": parameters}))
     coefficients = torch.rand(1, net.config.coefficients, 1, 1)
-    found = bank.assemble(coefficients.numpy())
-    for name, layer in FoldedScene(net, coefficients).kernels().items():
-        assert np.allclose(found[name].weights, layer.weight.detach(), atol=2e-3)
-        assert layer.bias is not None
-        assert np.allclose(found[name].bias, layer.bias.detach(), atol=2e-3)
-    half = bank.assemble(coefficients.numpy(), 0.5)
+    for crf in (None, 10.0, 27.0, 35.0, 51.0):
+        found = bank.assemble(coefficients.numpy(), crf=crf)
+        for name, layer in FoldedScene(net, net.controls(coefficients, crf or CENTRE)).kernels().items():
+            assert np.allclose(found[name].weights, layer.weight.detach(), atol=3e-3)
+            assert layer.bias is not None
+            assert np.allclose(found[name].bias, layer.bias.detach(), atol=3e-3)
+    half = bank.assemble(coefficients.numpy(), 0.5, 51.0)
     assert np.array_equal(half["head"].weights, 0.5 * found["head"].weights)
     assert np.array_equal(half["assembled1"].weights, found["assembled1"].weights)
     with pytest.raises(BundleError, match="fit"):
         bank.assemble(np.ones(3, np.float32))
+    for wrong in ({**said, "slopes": "head.weight"}, {**said, "range": [30]}, {**said, "unit": 0.0}, "yes"):
+        parameters["coarseness"] = wrong
+        with pytest.raises(BundleError, match="quantiser"):
+            KernelBank(write_bundle(tmp_path, {**manifest, "parameters": parameters}))
 
 
 def test_x264_round_trip_keeps_count_and_size_and_obeys_crf() -> None:

@@ -124,7 +124,7 @@ def test_without_motion_and_filter_the_hybrid_is_the_plain_block_transform(qp: i
     weights = torch.linspace(0, 1, 24)[None, :, None, None]
     (bits.sum() / 1000 + (decoded[-1] * weights).sum()).backward()
     wanted_bits, energy, gradient = PLAIN[qp]
-    assert bits.tolist() == pytest.approx(wanted_bits, rel=1e-5)
+    assert bits.sum(1).tolist() == pytest.approx(wanted_bits, rel=1e-5)
     assert [float(x.detach().double().square().sum()) for x in decoded] == pytest.approx(energy, rel=1e-5)
     assert last.grad is not None
     assert float(last.grad.double().abs().sum()) == pytest.approx(gradient, rel=1e-5)
@@ -163,10 +163,10 @@ def test_motion_saves_bits_where_there_is_motion_and_costs_none_where_there_is_n
     moving = [packed(wide[16 + 2 * t : 80 + 2 * t, 16 + 4 * t : 80 + 4 * t]) for t in range(3)]
     _, with_motion = HybridProxy()(moving, 30)
     _, without = HybridProxy(reach=0)(moving, 30)
-    assert float(with_motion) < 0.8 * float(without)
+    assert float(with_motion.sum()) < 0.8 * float(without.sum())
     _, once = HybridProxy()(moving[:1], 30)
     _, twice = HybridProxy()(moving[:1] * 2, 30)
-    assert float(twice) < 1.4 * float(once)
+    assert float(twice.sum()) < 1.4 * float(once.sum())
 
 
 def test_deblocking_smooths_a_coding_step_and_leaves_the_picture_s_own_edges() -> None:
@@ -216,7 +216,7 @@ def test_straight_through_has_x264_s_values_and_the_proxy_s_gradient(name: str) 
         coded = [(frame[sample].detach() * 255).round().byte().permute(1, 2, 0).numpy() for frame in frames]
         planes = [unpack(np.ascontiguousarray(picture), 64, 64) for picture in coded]
         seen, spent = x264_round_trip(planes, 35)
-        assert float(bits[sample].detach()) == pytest.approx(sum(spent))
+        assert bits[sample].tolist() == pytest.approx(spent)
         for ours, theirs in zip(decoded, seen, strict=True):
             wanted = torch.from_numpy(pack(theirs)[:16, :16]).permute(2, 0, 1).float() / 255
             assert torch.allclose(ours[sample].detach(), wanted, atol=1e-6)

@@ -18,7 +18,8 @@ from scene_edge.models.loop import Progressed  # noqa: E402
 from scene_edge.models.recipes import SceneRun, SmcRun, load_recipe, make_run, recipe_names  # noqa: E402
 from scene_edge.models.semantic_objective import SemanticTermsConfig  # noqa: E402
 from scene_edge.models.sizes import SCENE_SIZES, SIZES, build_scene, build_smc  # noqa: E402
-from scene_edge.models.train_smc import SmcTraining, load_start  # noqa: E402
+from scene_edge.models.start import load_start  # noqa: E402
+from scene_edge.models.train_smc import SmcTraining  # noqa: E402
 from tests.data import data_folder  # noqa: E402
 
 MACHINE = {"data": Path("data"), "out": Path("out")}
