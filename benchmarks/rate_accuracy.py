@@ -103,12 +103,17 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
 
 def coder_of(system: str, coding: Coding) -> Callable[[int], list[Any]]:
     """Rung -> all that shapes what a system makes of the same pictures. Raises BundleError or ConfigError."""
-    codec = parts_of(system).codec
-    if codec is not None:
+    parts = parts_of(system)
+    codec = parts.codec
+    if codec is not None and not parts.scene:
         return lambda crf: [crf, coding.gop, codec.arguments(crf, coding.gop)]
     digests = bundle_digests(system, coding)
     settings = settings_of(system, coding)
-    return lambda crf: [crf, coding.gop, coding.preset, digests, *settings]
+    # how a camera's SCENE follows the rung changed once
+    beside: list[Any] = [text for text in (parts.plain_filter, "by rung" if parts.scene else None) if text]
+    if codec is not None:
+        return lambda crf: [crf, coding.gop, codec.arguments(crf, coding.gop), digests, *settings, *beside]
+    return lambda crf: [crf, coding.gop, coding.preset, digests, *settings, *beside]
 
 
 class Records:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.codecs import CODECS, Codec, code_video
+from benchmarks.filters import FILTERS, filtered
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, RunError
 from scene_edge.codec.h264 import H264Decoder
@@ -45,6 +46,8 @@ class System:
     fusion: bool = False
     codec: Codec | None = None
     """What codes the video in place of the camera's x264."""
+    plain_filter: str | None = None
+    """FFmpeg's filter in SCENE's place."""
 
 
 SYSTEMS: Mapping[str, System] = MappingProxyType(
@@ -54,7 +57,9 @@ SYSTEMS: Mapping[str, System] = MappingProxyType(
         "fnet": System(fusion=True),
         "smc": System(semantics=True, fusion=True),
         "both": System(scene=True, semantics=True, fusion=True),
+        **{name: System(plain_filter=graph) for name, graph in FILTERS.items()},
         **{name: System(codec=codec) for name, codec in CODECS.items()},
+        **{f"scene-{name}": System(scene=True, codec=CODECS[name]) for name in ("x265", "svtav1")},
     }
 )
 
@@ -150,13 +155,13 @@ def settings_of(system: str, coding: Coding) -> list[dict[str, object]]:
 
 @lru_cache(maxsize=4)
 def _networks(system: str, coding: Coding, width: int, height: int) -> Networks:
-    """Opened once for each size; the rung of the video does not concern them."""
+    """Opened once for each size and, since SCENE's kernels follow it, rung."""
     return open_networks(camera_config(system, coding), width, height, strict=True)
 
 
 def encode(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> EncodedClip:
     """What a camera of ours makes of the pictures. Raises BundleError or EngineError where a network does not open."""
-    networks = _networks(system, replace(coding, crf=Coding.crf), pictures[0].width, pictures[0].height)
+    networks = _networks(system, coding, pictures[0].width, pictures[0].height)
     return encode_clip(pictures, fps, camera_config(system, coding), networks=networks, session_id=SESSION_ID)
 
 
@@ -180,13 +185,27 @@ def fuse_without_semantics(units: Sequence[AccessUnit], decoder: FusionDecoder) 
     return fused
 
 
+def prefiltered(pictures: Sequence[Planes], fps: float, coding: Coding) -> list[Planes]:
+    """What SCENE makes of the pictures for a rung, as if x264 came behind it."""
+    networks = _networks("scene", coding, pictures[0].width, pictures[0].height)
+    if networks.scene is None:
+        raise RunError("SCENE did not open", got=", ".join(networks.degraded))
+    networks.scene.reset()
+    return [networks.scene.apply(planes, round(index * 1e9 / fps)) for index, planes in enumerate(pictures)]
+
+
 def run_system(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> Output:
     """Encode, put on the wire, decode and fuse. Raises RunError if a picture or a packet was lost on the way."""
     parts = parts_of(system)
+    given = pictures
+    if parts.plain_filter is not None:
+        given = filtered(pictures, parts.plain_filter)
+    elif parts.codec is not None and parts.scene:
+        given = prefiltered(pictures, fps, coding)
     if parts.codec is not None:
-        clip, seen = run_codec(parts.codec, pictures, fps, coding)
+        clip, seen = run_codec(parts.codec, given, fps, coding)
         return Output(seen, clip.bytes | _wire(clip), clip.ms)
-    clip = encode(system, pictures, fps, coding)
+    clip = encode(system, given, fps, coding)
     report = DecodeReport()
     if parts.semantics:
         seen = decode_clip(clip, decoder=decoder_for(clip, coding), report=report)

@@ -6,6 +6,8 @@ gradient, I = sg(I_x264 - I_proxy) + I_proxy. Without that a filter learns to pl
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,9 +23,19 @@ PROXIES: dict[str, type[nn.Module]] = {"jpeg": JpegProxy, "hybrid": HybridProxy}
 """Every proxy is `forward(frames, qp) -> (reconstructions, bits [B, T])`, on packed floats [B, 24, h, w] in
 0..1; bits are of each frame."""
 
-RATE_SLOPES = {"jpeg": 1.8, "hybrid": 0.7}
-"""By how much the logarithm of x264's bits moves where a filter moves that of a proxy's by 1
-(`benchmarks/proxy_fidelity.py`, 4 and 12 frames)."""
+
+class Slopes(NamedTuple):
+    """How much of what a proxy promises x264 keeps, for small changes of a picture (`benchmarks/proxy_gradients.py`):
+    of a change of the decoded picture, as far as qualities see it, and of the logarithm of bits."""
+
+    pictures: float
+    bits: float
+
+
+ALL = Slopes(1.0, 1.0)
+
+SLOPES = {"jpeg": Slopes(0.56, 0.81), "hybrid": Slopes(0.62, 0.53)}
+"""Promising more of one than of the other, a proxy would teach a filter to sharpen, or to blur."""
 
 
 class RealCodec(nn.Module):
@@ -32,23 +44,24 @@ class RealCodec(nn.Module):
     CRF and QP are taken for each other, rounded to a whole number.
     """
 
-    def __init__(self, proxy: nn.Module, slope: float = 1.0) -> None:
+    def __init__(self, proxy: nn.Module, slopes: Slopes = ALL) -> None:
         super().__init__()
-        self.proxy, self.slope = proxy, slope
+        self.proxy, self.slopes = proxy, slopes
 
     def forward(self, frames: list[Tensor], qp: float) -> tuple[list[Tensor], Tensor]:
         """frames: packed float [B, 24, h, w] in 0..1; bits [B, T] are of each frame.
 
         x264 sees the frames in eight bits. Bits are multiplied by what the proxy's change by, not added to: the proxy
-        counts on a scale of its own, and what matters is by which factor the rate changes, to the power `slope`.
+        counts on a scale of its own, and what matters is by which factor the rate changes, to the power of its slope.
         """
         crf = round(qp)
         real, real_bits = coded_by_x264(frames, crf)
         if not torch.is_grad_enabled():
             return real, real_bits
         decoded, bits = self.proxy(frames, float(crf))
-        through = [near + (true - near).detach() for near, true in zip(decoded, real, strict=True)]
-        return through, real_bits * (bits / bits.detach()) ** self.slope
+        kept = self.slopes.pictures
+        through = [true + kept * (near - near.detach()) for near, true in zip(decoded, real, strict=True)]
+        return through, real_bits * (bits / bits.detach()) ** self.slopes.bits
 
 
 @torch.no_grad()
@@ -73,4 +86,4 @@ def build_codec(proxy: str, real_codec: bool) -> nn.Module:
     if proxy not in PROXIES:
         raise ConfigError("no such codec proxy", got=proxy, allowed=", ".join(PROXIES))
     built = PROXIES[proxy]()
-    return RealCodec(built, RATE_SLOPES[proxy]) if real_codec else built
+    return RealCodec(built, SLOPES[proxy]) if real_codec else built

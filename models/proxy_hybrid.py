@@ -4,7 +4,7 @@ Closer to H.264 than SCENE's JPEG proxy (arXiv 2601.22189, section 2.3), which k
 from the previous reconstruction by whole samples, one vector for 16x16 luma samples; for each 8x8 block the cheaper of
 that and a mean predicted from its neighbours; at the end a deblocking filter inside the loop. Directional intra modes,
 parts of samples, several references and entropy coding in contexts are left out. `benchmarks/proxy_fidelity.py` says
-how well it ranks filters.
+how well it ranks filters, `benchmarks/proxy_gradients.py` how well its gradient agrees with what x264 does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from scene_edge.models.blocks import (
     BLOCK,
-    code_length,
     dct_matrix,
     from_blocks,
     from_planes,
     quantiser_step,
-    rounded_through,
     to_blocks,
     to_planes,
 )
@@ -97,9 +95,27 @@ class HybridProxy(nn.Module):
     def _code(self, blocks: Tensor, prediction: Tensor, step: float, deadzone: float) -> tuple[Tensor, Tensor, Tensor]:
         """[B, r, c, 8, 8] -> reconstruction of the same shape, bits, and whether any level is not zero [B, r, c]."""
         levels = self.dct @ (blocks - prediction) @ self.dct.T / step
-        rounded = rounded_through(levels, deadzone)
+        rounded, likely = _quantised(levels, deadzone)
         coded = (rounded.detach().abs() > 0.5).flatten(3).any(3)
-        return self.dct.T @ (rounded * step) @ self.dct + prediction, code_length(levels) + MODE_BITS, coded
+        return self.dct.T @ (rounded * step) @ self.dct + prediction, _level_bits(likely) + MODE_BITS, coded
+
+
+def _quantised(levels: Tensor, deadzone: float) -> tuple[Tensor, Tensor]:
+    """Quantised levels, and how large each is likely to be: what flows back through both is the latter's gradient.
+
+    What is half a step below its first threshold is never coded, whatever its neighbours are: asking for more of it
+    changes nothing. Above that a level counts as it is, as if rounded at random (dither).
+    """
+    magnitude = levels.abs()
+    whole = levels.sign() * torch.floor(magnitude + deadzone)
+    likely = F.relu(magnitude + deadzone - 0.5)
+    soft = levels.sign() * likely
+    return soft + (whole - soft).detach(), likely
+
+
+def _level_bits(likely: Tensor) -> Tensor:
+    """Bits of coefficients, [..., 8, 8] -> [...]: being there at all is dear, growing is cheap."""
+    return (5.0 * likely.clamp(max=1.0) + 2.0 * torch.log2(1.0 + F.relu(likely - 1.0))).sum((-1, -2))
 
 
 def deblock(plane: Tensor, filtered: Tensor, qp: float) -> Tensor:

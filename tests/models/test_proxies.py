@@ -21,8 +21,8 @@ from scene_edge.models.blocks import (  # noqa: E402
 )
 from scene_edge.models.data import x264_round_trip  # noqa: E402
 from scene_edge.models.motion import compensate, search, vector_bits  # noqa: E402
-from scene_edge.models.proxy import PROXIES, RealCodec, build_codec  # noqa: E402
-from scene_edge.models.proxy_hybrid import HybridProxy, deblock  # noqa: E402
+from scene_edge.models.proxy import PROXIES, RealCodec, Slopes, build_codec  # noqa: E402
+from scene_edge.models.proxy_hybrid import HybridProxy, _quantised, deblock  # noqa: E402
 from scene_edge.models.proxy_jpeg import JpegProxy, quality_at, scaled_table  # noqa: E402
 
 QUALITIES = (5, 10, 20, 35, 50, 65, 80, 90, 95)
@@ -110,10 +110,10 @@ def drifting() -> list[torch.Tensor]:
 
 
 PLAIN = {
-    26: ([8120.522, 8128.681], [835.3655, 857.2644, 882.3656], 1542.774),
-    40: ([1628.070, 1625.323], [821.2740, 833.5978, 860.0058], 1537.544),
+    26: ([14942.871, 15087.154], [835.3655, 857.3668, 882.5513], 1483.730),
+    40: ([2243.0024, 2214.9844], [821.2740, 831.4225, 860.0497], 1159.607),
 }
-"""QP -> bits, energy of each reconstruction, and gradient, of the block transform without motion that was before."""
+"""QP -> bits, energy of each reconstruction, and gradient, of the block transform without motion."""
 
 
 @pytest.mark.parametrize("qp", PLAIN)
@@ -128,6 +128,30 @@ def test_without_motion_and_filter_the_hybrid_is_the_plain_block_transform(qp: i
     assert [float(x.detach().double().square().sum()) for x in decoded] == pytest.approx(energy, rel=1e-5)
     assert last.grad is not None
     assert float(last.grad.double().abs().sum()) == pytest.approx(gradient, rel=1e-5)
+
+
+@pytest.mark.parametrize("deadzone", [1 / 3, 1 / 6])
+def test_the_hybrid_quantises_with_a_dead_zone_and_learns_nothing_from_what_is_never_coded(deadzone: float) -> None:
+    levels = torch.tensor([-2.4, -0.9, -0.1, 0.0, 0.12, 0.6, 0.9, 1.4, 5.0]).requires_grad_()
+    whole, likely = _quantised(levels, deadzone)
+    assert whole.tolist() == pytest.approx([np.sign(x) * np.floor(abs(x) + deadzone) for x in levels.tolist()])
+    assert bool((likely >= 0).all())
+    (whole.sum() + likely.sum()).backward()
+    assert levels.grad is not None
+    assert levels.grad.tolist() == [0, 0, 0, 0, 0, 2, 2, 2, 2], "sign by sign; none where a level is far from its first"
+
+
+def test_a_codec_s_slopes_say_how_much_of_a_gradient_is_believed() -> None:
+    frames = [packed(scene(10), scene(11)).requires_grad_()]
+
+    def gradients(slopes: Slopes) -> list[torch.Tensor]:
+        decoded, bits = RealCodec(PROXIES["hybrid"](), slopes)(frames, 34.0)
+        values = (decoded[0].square().sum(), torch.log(bits).sum())
+        return [torch.autograd.grad(value, frames, retain_graph=True)[0] for value in values]
+
+    whole, some = gradients(Slopes(1.0, 1.0)), gradients(Slopes(0.5, 0.25))
+    assert torch.allclose(some[0], 0.5 * whole[0], atol=1e-6)
+    assert torch.allclose(some[1], 0.25 * whole[1], atol=1e-6)
 
 
 def test_search_finds_a_known_shift_and_prefers_standing_still() -> None:
@@ -198,14 +222,14 @@ def test_proxies_spend_less_and_distort_more_at_higher_qp(name: str) -> None:
 
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.parametrize("name", PROXIES)
-def test_gradients_are_finite_and_reach_every_sample(name: str, real: bool) -> None:
+def test_gradients_are_finite_and_reach_the_samples(name: str, real: bool) -> None:
     frames = [packed(scene(8), scene(9)).requires_grad_() for _ in range(2)]
     decoded, bits = build_codec(name, real)(frames, 35.0)
     (torch.log(bits).sum() + sum((x - 0.3).abs().mean() for x in decoded)).backward()
     for frame in frames:
         assert frame.grad is not None
         assert bool(torch.isfinite(frame.grad).all())
-        assert float((frame.grad[:, :16] != 0).float().mean()) > 0.9
+        assert float((frame.grad[:, :16] != 0).float().mean()) > 0.8, "all but blocks of which nothing is coded"
 
 
 @pytest.mark.parametrize("name", PROXIES)
