@@ -86,6 +86,8 @@ class SceneRun(Recipe):
     """Run or bundle whose weights are taken over where they fit."""
     siglip: str = "models/siglip2-so400m-patch14-384"
     """SigLIP 2, a folder below the data folder; read by `scene-paper` alone."""
+    prior: Literal["scene", "none", "noise"] = "scene"
+    """What the semantic path of `scene-s` is given: a thumbnail, or, for comparison, grey or noise in its place."""
     machine_weight: float = 0.5
     sample_weight: float = 0.25
     ssim_weight: float = 0.25

@@ -34,12 +34,18 @@ PACKED = 24
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Width of the filter, number of base kernels E, size of the embedding; `scene-s` is the default."""
+    """Width of the filter, number of base kernels E, size of the embedding; `scene-s` is the default.
+
+    For comparison alone: the last `own` blocks take their coefficients from their own features, one as in SCENE, both
+    as in AsConvSR; `temporal`: the filter sees its last output as well. No bundle is made of these.
+    """
 
     width: int = 32
     bases: int = 4
     blocks: int = 2
     embedding: int = 64
+    own: int = 0
+    temporal: bool = False
 
     @property
     def coefficients(self) -> int:
@@ -74,9 +80,7 @@ class ScenePrior(nn.Module):
         self.embed = conv(48, config.embedding)
         self.hidden = conv(config.embedding, config.embedding, 1)
         self.head = conv(config.embedding, config.coefficients, 1)
-        with torch.no_grad():  # at first every scene gets the plain sum of the base kernels, at unit variance
-            self.head.weight.mul_(0.1)
-            self.head.bias.fill_(config.bases**-0.5)  # type: ignore[union-attr]
+        _start_as_sum(self.head, config)
 
     def forward(self, thumb: Tensor) -> Tensor:
         x = F.relu(self.body(F.relu(self.stem(thumb - 0.5))))
@@ -101,6 +105,27 @@ class Coarseness(nn.Module):
         return (far * self.slopes[0] + far * far * self.slopes[1])[None, :, None, None]
 
 
+class OwnControl(nn.Module):
+    """Coefficients of one block from the mean of its own features: [B, C, 1, 1] -> [B, E * C, 1, 1] (AsConvSR)."""
+
+    def __init__(self, config: SceneConfig) -> None:
+        super().__init__()
+        self.hidden = conv(config.width, config.embedding, 1)
+        self.head = conv(config.embedding, config.bases * config.width, 1)
+        _start_as_sum(self.head, config)
+
+    def forward(self, mean: Tensor) -> Tensor:
+        out: Tensor = self.head(F.relu(self.hidden(mean)))
+        return out
+
+
+def _start_as_sum(head: nn.Conv2d, config: SceneConfig) -> None:
+    """At first every scene gets the plain sum of the base kernels, at unit variance."""
+    with torch.no_grad():
+        head.weight.mul_(0.1)
+        cast(Tensor, head.bias).fill_(config.bases**-0.5)
+
+
 class SceneNet(nn.Module):
     """Picture [B, 24, h, w] in 0..1 and controls [B, K + 24, 1, 1] -> filtered picture; starts as the identity."""
 
@@ -109,21 +134,28 @@ class SceneNet(nn.Module):
         self.config = config = config or SceneConfig()
         self.prior = ScenePrior(config)
         self.coarseness = Coarseness(config)
-        self.stem = conv(24, config.width)
+        self.stem = conv(PACKED * (1 + config.temporal), config.width)
         self.assembled = nn.ModuleList(AssembledConv(config.width, config.bases) for _ in range(config.blocks))
         self.plain = nn.ModuleList(conv(config.width, config.width) for _ in range(config.blocks))
         self.head = conv(config.width, PACKED)
         start_at_zero(self.head)
+        self.own = nn.ModuleList(OwnControl(config) for _ in range(config.own))
 
     def controls(self, coefficients: Tensor, crf: float) -> Tensor:
         """The scene's coefficients [B, K, 1, 1], from `prior`, and the codec's CRF -> controls [B, K + 24, 1, 1]."""
+        known = (self.config.blocks - self.config.own) * self.config.bases * self.config.width
+        coefficients = F.pad(coefficients[:, :known], (0, 0, 0, 0, 0, coefficients.shape[1] - known))
         return F.pad(coefficients, (0, 0, 0, 0, 0, PACKED), value=1.0) + self.coarseness(crf)
 
-    def forward(self, x: Tensor, controls: Tensor) -> Tensor:
-        feature = F.relu(self.stem(x - 0.5))
+    def forward(self, x: Tensor, controls: Tensor, before: Tensor | None = None) -> Tensor:
+        """`before` is the last output, where the network is `temporal`; at first, when there is none, x stands in."""
+        given = torch.cat([x, x if before is None else before], 1) if self.config.temporal else x
+        feature = F.relu(self.stem(given - 0.5))
         size = self.config.bases * self.config.width
         for index, (assembled, plain) in enumerate(zip(self.assembled, self.plain, strict=True)):
             part = controls[:, index * size : (index + 1) * size]
+            if (own := index - self.config.blocks + self.config.own) >= 0:
+                part = part + self.own[own](feature.mean((2, 3), keepdim=True))
             feature = F.relu(feature + plain(F.relu(assembled(feature, part))))
         out: Tensor = x + self.head(feature) * controls[:, -PACKED:]
         return out

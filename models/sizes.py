@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.models.scene import SceneNet
+from scene_edge.models.scene import SceneConfig, SceneNet
 from scene_edge.models.scene_paper import ScenePaper, ScenePaperConfig
 from scene_edge.models.smc import Smc, SmcConfig
 from scene_edge.models.smc_paper import SmcPaper
@@ -31,13 +31,22 @@ def build_smc(size: str) -> AnySmc:
     raise ConfigError("no such size of SMC", got=size, allowed=", ".join(SIZES))
 
 
-SCENE_SIZES = ("scene-s", "scene-paper", "scene-asconv")
+SCENE_CAMERA_SIZES = {
+    "scene-s": SceneConfig(),
+    "scene-m": SceneConfig(width=64),
+    "scene-s-half": SceneConfig(own=1),
+    "scene-s-own": SceneConfig(own=2),
+    "scene-s-temporal": SceneConfig(temporal=True),
+}
+"""Made for cameras, and beside `scene-s` what it is compared with (`benchmarks/scene_ablations.py`)."""
+
+SCENE_SIZES = (*SCENE_CAMERA_SIZES, "scene-paper", "scene-asconv")
 
 
 def build_scene(size: str) -> AnyScene:
     """An untrained network of that size; `scene-asconv` is the published one's baseline. Raises as `build_smc` does."""
-    if size == "scene-s":
-        return SceneNet()
+    if size in SCENE_CAMERA_SIZES:
+        return SceneNet(SCENE_CAMERA_SIZES[size])
     if size in SCENE_SIZES:
         return ScenePaper(ScenePaperConfig(semantic=size == "scene-paper"))
     raise ConfigError("no such size of SCENE", got=size, allowed=", ".join(SCENE_SIZES))

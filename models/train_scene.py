@@ -82,24 +82,36 @@ class SceneTraining:
             )
         return torch.from_numpy(found)[..., None, None].to(device())
 
-    def _controls(self, clips: Sequence[int], wholes: Sequence[U8], qp: float) -> Tensor | None:
+    def controls(self, clips: Sequence[int], wholes: Sequence[U8], qp: float) -> Tensor | None:
         """What the filter is told of clips, by number and a whole packed picture of each; none for the baseline."""
         if self.embeddings is not None:
             known = self.embeddings[list(clips)]
         elif isinstance(self.model, SceneNet):
             known = torch.cat([thumbnail(from_packed(torch.from_numpy(whole)[None].to(device()))) for whole in wholes])
+            if self.config.prior != "scene":
+                known = torch.rand_like(known) if self.config.prior == "noise" else torch.full_like(known, 0.5)
         else:
             return None
         coefficients: Tensor = self.model.prior(known).float()
         return self.model.controls(coefficients, qp) if isinstance(self.model, SceneNet) else coefficients
 
-    def _frames(self, batch: Batch) -> list[Tensor]:
+    def filtered(self, frames: Sequence[Tensor], controls: Tensor | None) -> list[Tensor]:
+        """A sequence through the filter, in order."""
+        out: list[Tensor] = []
+        for frame in frames:
+            if isinstance(self.model, SceneNet) and self.model.config.temporal:
+                out.append(self.model(frame, controls, out[-1] if out else None).float())
+            else:
+                out.append(self.model(frame, controls).float())
+        return out
+
+    def frames(self, batch: Batch) -> list[Tensor]:
         """Frames [B, 24, h, w] of a batch of crops."""
         return [
             from_packed(torch.from_numpy(batch.original[:, index]).to(device())) for index in range(self.config.length)
         ]
 
-    def _qualities(self, decoded: list[Tensor], original: list[Tensor], truth: list[Tensor]) -> Tensor:
+    def qualities(self, decoded: list[Tensor], original: list[Tensor], truth: list[Tensor]) -> Tensor:
         """Weighted sum of log distortions, [B]; what is dear to compute looks at the last frame alone."""
         config = self.config
         sample = torch.stack([(a - b).abs().mean((1, 2, 3)) for a, b in zip(decoded, original, strict=True)]).mean(0)
@@ -120,7 +132,7 @@ class SceneTraining:
         """Follow mu, near this QP: how much log distortion the codec itself buys for one unit of log rate."""
         fine, fine_bits = self.codec(frames, qp - 3)
         coarse, coarse_bits = self.codec(frames, qp + 3)
-        gain = (self._qualities(coarse, frames, truth) - self._qualities(fine, frames, truth)).mean()
+        gain = (self.qualities(coarse, frames, truth) - self.qualities(fine, frames, truth)).mean()
         spent = (torch.log(of_gop(fine_bits)) - torch.log(of_gop(coarse_bits))).mean()
         near, measured = round(qp / PRICE_BIN), float(gain / spent.clamp_min(1e-3))
         self.prices[near] = 0.9 * self.prices.get(near, measured) + 0.1 * measured
@@ -128,7 +140,7 @@ class SceneTraining:
 
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
         batch = self.sampler.sample(self.config.batch)
-        frames = self._frames(batch)
+        frames = self.frames(batch)
         qp = float(self.random.integers(round(COARSENESS[0]), round(COARSENESS[1]) + 1))
         with torch.no_grad(), autocast():
             truth = self.machine.features(frames[-1]) if self.config.machine_weight else []
@@ -136,13 +148,13 @@ class SceneTraining:
         if price is None or progress.step % 8 == 0:
             price = self._measure_price(frames, truth, qp)
         with autocast():
-            controls = self._controls(batch.clips.tolist(), batch.whole, qp)
-            filtered = [self.model(frame, controls).float() for frame in frames]
+            controls = self.controls(batch.clips.tolist(), batch.whole, qp)
+            filtered = self.filtered(frames, controls)
         rounded = [frame + ((frame * 255).round().clamp(0, 255) / 255 - frame).detach() for frame in filtered]
         decoded, bits = self.codec(rounded, qp)
         with torch.no_grad():
             plain, plain_bits = self.codec(frames, qp)
-        quality = self._qualities(decoded, frames, truth).mean()
+        quality = self.qualities(decoded, frames, truth).mean()
         rise = torch.log(of_gop(bits)) - torch.log(of_gop(plain_bits))
         moved = torch.stack([(a - b).abs().mean() for a, b in zip(filtered, frames, strict=True)]).mean()
         loss = quality + price * rise.mean() + self.config.rise_weight * F.relu(rise).mean()
@@ -157,7 +169,7 @@ class SceneTraining:
         self, plain: list[Tensor], frames: list[Tensor], truth: list[Tensor], quality: float, cost: float
     ) -> dict[str, float]:
         """How far the quality lies below that of the unfiltered frames, and J: positive is better."""
-        better = float(self._qualities(plain, frames, truth).mean()) - quality
+        better = float(self.qualities(plain, frames, truth).mean()) - quality
         return {"better": better, "gain": better - cost}
 
     @torch.no_grad()
@@ -168,12 +180,13 @@ class SceneTraining:
             whole = np.array(self.sampler.arrays[index]["original"][:12])
             picture = from_packed(torch.from_numpy(whole)).to(device())
             for crf in (27, 35, 43):
-                controls = self._controls([int(index)], [whole[0]], crf)
-                filtered = to_packed(self.model(picture, controls)).cpu().numpy()
+                controls = self.controls([int(index)], [whole[0]], crf)
+                seen = self.filtered(picture.split(1), controls)
+                filtered = np.concatenate([to_packed(frame).cpu().numpy() for frame in seen])
                 results = [x264_round_trip([_exact(frame) for frame in frames], crf) for frames in (whole, filtered)]
-                seen = [self._seen(result[0][-1], picture[-1:]) for result in results]
+                far = [self._seen(result[0][-1], picture[-1:]) for result in results]
                 bits.append(sum(results[1][1]) / sum(results[0][1]))
-                machine.append((seen[1] + 0.05) / (seen[0] + 0.05))
+                machine.append((far[1] + 0.05) / (far[0] + 0.05))
         return {"bits_ratio": round(float(np.mean(bits)), 4), "machine_ratio": round(float(np.mean(machine)), 4)}
 
     def _seen(self, decoded: Planes, original: Tensor) -> float:

@@ -151,6 +151,20 @@ def test_a_folded_scene_is_the_filter_of_that_scene() -> None:
     assert [layer.weight.shape for layer in folded.kernels().values()] == [(8, 8, 3, 3)] * 2 + [(24, 8, 3, 3)]
 
 
+def test_a_block_s_own_features_stand_in_for_the_scene_and_memory_for_the_last_picture() -> None:
+    picture = from_packed(noise(6, 1, 8, 16, 24))
+    for own, follows in ((0, True), (1, True), (2, False)):
+        net = SceneNet(SceneConfig(width=8, own=own))
+        torch.nn.init.normal_(net.head.weight, std=0.05)
+        first, second = (net(picture, net.controls(torch.rand(1, net.config.coefficients, 1, 1), 30.0)) for _ in "ab")
+        assert torch.equal(first, second) != follows
+    net = SceneNet(SceneConfig(width=8, temporal=True))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    controls = net.controls(torch.rand(1, net.config.coefficients, 1, 1), 30.0)
+    assert torch.equal(net(picture, controls), net(picture, controls, picture)), "at first there is nothing else"
+    assert not torch.equal(net(picture, controls), net(picture, controls, 1 - picture))
+
+
 def test_a_camera_folds_the_same_kernels_from_half_precision(tmp_path: Path) -> None:
     net = SceneNet(SceneConfig(width=8))
     torch.nn.init.normal_(net.head.weight, std=0.05)
