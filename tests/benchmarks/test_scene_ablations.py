@@ -1,4 +1,4 @@
-"""Variants of SCENE change one thing, and the yardstick knows a filter that does nothing from one that blurs."""
+"""Variants of SCENE change one thing, and the yardstick knows a filter that does nothing from one that takes contrast away."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_table_and_plot_show_every_variant(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_the_yardstick_knows_nothing_from_a_blur(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_yardstick_knows_nothing_from_a_loss_of_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
     texture = random.integers(70, 180, (1, 1, 16, 16, 24), dtype=np.uint8).repeat(3, 1)
 
@@ -87,9 +87,9 @@ def test_the_yardstick_knows_nothing_from_a_blur(monkeypatch: pytest.MonkeyPatch
     like: Any = SimpleNamespace(config=SimpleNamespace(crop=64, length=3, batch=1), frames=frames, qualities=qualities)
     yardstick = Yardstick(Path(), like, [1, 2], 1)
 
-    def filter_of(blur: float) -> Any:
+    def filter_of(greyer: float) -> Any:
         def filtered(given: Any, _: Any) -> Any:
-            return [frame + blur * (frame.mean((2, 3), keepdim=True) - frame) for frame in given]
+            return [frame + greyer * (0.5 - frame) for frame in given]
 
         model = SimpleNamespace(eval=lambda: None)
         return SimpleNamespace(model=model, controls=lambda *_: None, filtered=filtered)
@@ -97,6 +97,6 @@ def test_the_yardstick_knows_nothing_from_a_blur(monkeypatch: pytest.MonkeyPatch
     for point in (point for each in yardstick.judge(filter_of(0.0), "nothing") for point in each):
         assert (point.better, point.rise) == (0.0, 0.0)
         assert point.price > 0
-    blurred = [point for each in yardstick.judge(filter_of(0.5), "blur") for point in each]
-    assert blurred[0].rise < -0.1
-    assert blurred[0].better < -0.1
+    greyer = [point for each in yardstick.judge(filter_of(0.5), "greyer") for point in each]
+    assert greyer[0].rise < -0.1
+    assert greyer[0].better < -0.1
