@@ -1,4 +1,4 @@
-"""Variants of SCENE change one thing, and the yardstick knows a filter that does nothing from one that takes contrast away."""
+"""Variants of SCENE change one thing, and the yardstick knows a filter that does nothing from one that leaves grey."""
 
 from __future__ import annotations
 
@@ -97,6 +97,6 @@ def test_the_yardstick_knows_nothing_from_a_loss_of_contrast(monkeypatch: pytest
     for point in (point for each in yardstick.judge(filter_of(0.0), "nothing") for point in each):
         assert (point.better, point.rise) == (0.0, 0.0)
         assert point.price > 0
-    greyer = [point for each in yardstick.judge(filter_of(0.5), "greyer") for point in each]
-    assert greyer[0].rise < -0.1
-    assert greyer[0].better < -0.1
+    grey = [point for each in yardstick.judge(filter_of(1.0), "grey") for point in each]
+    assert grey[0].rise < -0.1
+    assert grey[0].better < -0.1
