@@ -102,6 +102,7 @@ def run(
     every: Annotated[int, typer.Option(min=1, help="Take each n-th of them.")] = 8,
     engines: Annotated[str, typer.Option(help="Whose INT8.")] = "openvino,onnx",
     bundle: Annotated[str, typer.Option(help="Name or folder.")] = "scene-s",
+    crf: Annotated[int, typer.Option(help="The video's quality, which kernels follow as well.")] = 35,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the coefficients here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
@@ -116,7 +117,7 @@ def run(
         scale = float(np.sqrt(np.square(found).mean()))
         drift = float(np.abs(np.diff(found, axis=0)).max() / scale) if len(found) > 1 else 0.0
         values.append(found[0])
-        errors = errors_of(clip, opened, bank.assemble(found[0]), engines.split(","))
+        errors = errors_of(clip, opened, bank.assemble(found[0], crf=float(crf)), engines.split(","))
         entries.append({"clip": clip.name, "drift_percent": 100 * drift, **errors})
     spread = np.std(values, axis=0) / np.sqrt(np.mean(np.square(values)))
     summary: dict[str, Any] = {
@@ -144,7 +145,7 @@ def run(
     )
     if plot is not None:
         draw(np.stack(values), [clip.name for clip in chosen], plot)
-    _report.write_json(json_file, report | {"summary": summary, "rows": entries, "mean": mean})
+    _report.write_json(json_file, report | {"crf": crf, "summary": summary, "rows": entries, "mean": mean})
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def opened(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels
 def ratio(clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, max_rise: float | None) -> tuple[float, float]:
     """Bytes with the filter over bytes without, and the strength at which it ended."""
     guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, clip.fps))
-    scene = SceneFilter(bundle, pictures[0].width, pictures[0].height, opened, guard=guard)
+    scene = SceneFilter(bundle, pictures[0].width, pictures[0].height, opened, guard=guard, crf=float(crf))
     filtered = [scene.apply(planes, round(index * 1e9 / clip.fps)) for index, planes in enumerate(pictures)]
     strength = scene.strength
     scene.close()

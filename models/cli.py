@@ -17,6 +17,8 @@ class Trainable(str, Enum):
     """What can be trained."""
 
     scene_s = "scene-s"
+    scene_s_machine = "scene-s-machine"
+    scene_m = "scene-m"
     scene_paper = "scene-paper"
     scene_asconv = "scene-asconv"
     smc_s = "smc-s"

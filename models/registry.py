@@ -35,7 +35,7 @@ from scene_edge.models.scene import (
     SceneNet,
     ScenePriorGraph,
 )
-from scene_edge.models.sizes import AnySmc, build_smc
+from scene_edge.models.sizes import SCENE_CAMERA_SIZES, AnySmc, build_smc
 from scene_edge.models.smc import Smc, SmcDecoder, SmcEncoder
 from scene_edge.models.train_scene import thumbnail
 
@@ -236,9 +236,9 @@ def _smc_shapes(model: AnySmc, graph: str, rows: int, columns: int) -> dict[str,
 
 
 @torch.no_grad()
-def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> BundleExport:
+def scene_export(run: Path, data: Path, cache: Path, *, name: str = "scene-s", sequences: int = 96) -> BundleExport:
     """SCENE's two graphs: the filter of each frame, and the prior that sets its coefficients."""
-    model = SceneNet()
+    model = SceneNet(SCENE_CAMERA_SIZES[name.removesuffix("-machine")])
     record = load_average(run, model)
     folder = build_cache(DataConfig(data), cache)
     prior, thumbs, frames, coefficients = ScenePriorGraph(model), [], [], []
@@ -265,7 +265,7 @@ def scene_export(run: Path, data: Path, cache: Path, *, sequences: int = 96) -> 
         "coarseness": {"slopes": "coarseness.slopes", "centre": CENTRE, "unit": UNIT, "range": list(COARSENESS)},
     }
     extra = {WEIGHTS: _weights(model), **card_of(run)}
-    return BundleExport("scene-s", "scene", graphs, parameters, record, extra)
+    return BundleExport(name, "scene", graphs, parameters, record, extra)
 
 
 def _kernel(layer: nn.Conv2d) -> Kernel:
@@ -288,6 +288,8 @@ EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {
     "smc-m": partial(smc_export, name="smc-m", keep=False),  # it starts from smc-s, and all bundles must stay small
     "smc-paper": partial(smc_export, name="smc-paper", sequences=8),  # its states are 30 MB a frame
     "scene-s": scene_export,
+    "scene-s-machine": partial(scene_export, name="scene-s-machine"),
+    "scene-m": partial(scene_export, name="scene-m"),
 }
 """Model name -> its export."""
 
