@@ -21,7 +21,7 @@ from scene_edge.codec.kernels import F32, KernelBank, Kernels
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import PACKED_CHANNELS, U8, Planes, aligned, pack, unpack
 from scene_edge.edge.encoders.libav import frame_of
-from scene_edge.edge.scene_guard import STRENGTHS, WEAKEST, Pair, RateGuard, middle
+from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 from scene_edge.inference.session import Session
 
 
@@ -167,8 +167,8 @@ class SceneFilter:
 
     @property
     def _may_change(self) -> bool:
-        """A change is coded: it is made at a keyframe, unless nothing was filtered yet."""
-        return self._setting is None or self._guard is None or self._frames % self._guard.gop == 0
+        """A change is coded: it is made at a keyframe."""
+        return self._guard is None or self._frames % self._guard.gop == 0
 
     @property
     def _is_busy(self) -> bool:
@@ -198,26 +198,13 @@ class SceneFilter:
         self.refreshes += 1
         if self._setting is None or self._requantised or _change(coefficients, self._setting.coefficients) >= REFOLD:
             self._prepare(coefficients)
-        if cut and self._beside is None and self._guard is not None:
-            if self._waiting is not None:
-                self._take(self._waiting)
-            self._begin(planes)
+        if cut and self._beside is None and self._waiting is not None:
+            self._take(self._waiting)  # all is coded anew anyway
 
     @property
     def _requantised(self) -> bool:
         before = self._setting.crf if self._setting is not None else None
         return self._crf is not None and (before is None or abs(self._crf - before) >= REQUANTISED)
-
-    def _begin(self, planes: Planes) -> None:
-        """The first frame of a scene, where it may wait: it shall not cost too much either."""
-        for _ in STRENGTHS:
-            if self._setting is None or not self._setting.strength:
-                return
-            before = self._setting.strength
-            pair = (middle(planes), middle(self._filtered(planes)))
-            self._take(self._prepared(self._setting.coefficients, [pair], at_most=before))
-            if self._setting.strength == before:
-                return
 
     def _prepare(self, coefficients: F32, pairs: Sequence[Pair] = ()) -> None:
         """Fold for these coefficients, at the strength that the pictures of a probe allow; at once, or beside."""
@@ -226,13 +213,12 @@ class SceneFilter:
         else:
             self._beside.start(lambda: self._prepared(coefficients, pairs))
 
-    def _prepared(self, coefficients: F32, pairs: Sequence[Pair], at_most: float = 1.0) -> _Prepared:
+    def _prepared(self, coefficients: F32, pairs: Sequence[Pair]) -> _Prepared:
         before = self._setting
-        # A live stream starts without the filter and gets more of it; a recording starts with all of it.
-        strength = before.strength if before else float(self._guard is None or self._beside is None)
+        strength = before.strength if before else 1.0
         if pairs and self._guard is not None:
-            judged = min(at_most, self._guard.judged(pairs, strength or WEAKEST))
-            self._guard.settled(len(pairs) == 1 or judged != strength)
+            judged = self._guard.judged(pairs, strength or WEAKEST)
+            self._guard.settled(judged != strength)
             strength = judged
         setting = _Setting(coefficients, strength, self._crf)
         if (

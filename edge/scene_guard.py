@@ -17,8 +17,8 @@ from scene_edge.edge.encoders.base import EncoderSettings
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WEAKEST = STRENGTHS[1]
 
-PROBE_FRAMES = 3
-"""A keyframe and two that are predicted stand for their GOP."""
+PROBE_FRAMES = 6
+"""A keyframe and five that are predicted stand for their GOP."""
 
 FIRST_PERIOD_NS, LAST_PERIOD_NS = 2_000_000_000, 16_000_000_000
 """Between probes; doubled each time that nothing changes."""
@@ -92,8 +92,7 @@ class RateGuard:
         """Of a GOP, as far as these pictures tell."""
         settings = self._settings
         key, *following = coded_bytes(pictures, settings.crf, settings.preset, settings.gop, settings.fps)
-        mean = sum(following) / len(following) if following else 0.0
-        return 8 * (key + (settings.gop - 1) * mean)
+        return 8 * (key + (settings.gop - 1) * sum(following) / len(following))
 
 
 def coded_bytes(pictures: Sequence[Planes], crf: int, preset: str, gop: int, fps: float) -> list[int]:
