@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz faults sbom bench wheel clean
+.PHONY: help demo test check fuzz faults load sbom bench wheel clean
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours;
 
 faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
+
+load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (9 minutes)
+	$(BIN)/python -m tests.load $(ARGS)
 
 sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json
 	@mkdir -p dist

@@ -3,8 +3,11 @@
 **Live first.** A record of an earlier session goes only when the live lane has nothing to send, or after every eighth
 live one in a row. Without that share a file, or a link that carries no more than the live video, would hold the
 backfill back until its age ends it, which is the loss that the spool is for; it costs a full link a ninth. And
-backfill never has more than a quarter of the window without an answer from the *server*, so that live pictures do not
-queue up behind it there.
+backfill never has more than a quarter of the window without an answer from the *server*, and less where answers take
+long (`BackfillPace`): two hundred cameras that empty their spools at once must not make live pictures queue up there.
+
+**What may be without an answer.** Live records too go only so far ahead of the server's acknowledgements: what a broker
+would have to keep for a server that is away is better kept here, and a server that is slow sets the pace.
 
 **What a broker refuses.** Brokers disconnect a publisher whose packet is too large, and it would be sent again for
 ever. So a record larger than any that this broker has taken goes alone; if five connections in a row end at once while
@@ -14,7 +17,7 @@ later, or with less in hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scene_edge.edge.clock import Clock
@@ -24,6 +27,9 @@ from scene_edge.edge.spool import Lane, Record, Spool
 LIVE_FOR_EACH_BACKFILL = 8
 BACKFILL_WINDOW = 4
 """The part of the window that backfill may use: one in so many."""
+
+UNANSWERED = 256
+"""Live records that may have been sent without an answer from the server: 51 s at five messages a second."""
 
 REFUSALS = 5
 REFUSED_WITHIN_S = 5.0
@@ -46,6 +52,25 @@ class _Way:
     blocked_until_ns: int = 0
 
 
+class BackfillPace:
+    """How many records of a backlog may be without an answer: one more for each answer that comes soon, half for one
+    that does not (TCP's way, with the server's queue as what must not grow)."""
+
+    FIRST = 4
+    SOON_NS = 400_000_000
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.room = min(self.FIRST, most)
+        self._halved_ns = 0
+
+    def answered(self, sent_ns: int, now_ns: int) -> None:
+        if now_ns - sent_ns <= self.SOON_NS:
+            self.room = min(self.room + 1, self._most)
+        elif sent_ns >= self._halved_ns:  # else it was under way when the last one told the same
+            self.room, self._halved_ns = max(1, self.room // 2), now_ns
+
+
 class Dispatcher:
     """For the publisher's thread, but for `progress` and `want`."""
 
@@ -53,6 +78,8 @@ class Dispatcher:
         self._spool, self._in_flight, self._config, self._clock = spool, in_flight, config, clock
         self._live, self._backfill = _Way(Lane.LIVE), _Way(Lane.BACKFILL)
         self._live_in_a_row = 0
+        self._pace = BackfillPace(max(1, config.window // BACKFILL_WINDOW))
+        self._backfill_sent_ns: dict[int, int] = {}
         self._alone: tuple[Record, int] | None = None
         self._largest_taken = 0
         self._refused: tuple[int, int] = (0, 0)
@@ -82,6 +109,8 @@ class Dispatcher:
         if record.size > self._largest_taken:
             self._alone = (record, now_ns)
         way.cursor = record.record_id
+        if way is self._backfill:
+            self._backfill_sent_ns[record.record_id] = now_ns
         self._live_in_a_row = self._live_in_a_row + 1 if way is self._live else 0
         again = record.record_id <= way.last_sent
         way.last_sent = max(way.last_sent, record.record_id)
@@ -94,9 +123,12 @@ class Dispatcher:
         if first is not None and first.record_id == record.record_id:
             way.blocked_until_ns = self._clock.now_ns() + round(UNREADABLE_WAIT_S * 1e9)
 
-    def progress(self, lane: Lane) -> None:
+    def progress(self, lane: Lane, freed: Sequence[Record] = ()) -> None:
         """The server has freed something; from the transport's thread."""
         self._answered = True
+        times_ns = [self._backfill_sent_ns.pop(record.record_id, None) for record in freed]
+        if lane is Lane.BACKFILL and times_ns and times_ns[-1] is not None:
+            self._pace.answered(times_ns[-1], self._clock.now_ns())
         way = self._live if lane is Lane.LIVE else self._backfill
         way.progress_ns, way.patience = self._clock.now_ns(), 1.0
 
@@ -113,6 +145,7 @@ class Dispatcher:
         """A new connection: everything unacknowledged is sent again."""
         for way in (self._live, self._backfill):
             way.cursor, way.progress_ns = 0, self._clock.now_ns()
+        self._backfill_sent_ns.clear()
         self._answered = self._wanted = False
 
     def rewind_if_silent(self, now_ns: int) -> bool:
@@ -148,10 +181,12 @@ class Dispatcher:
 
     def _next(self) -> Record | None:
         live = self._first(self._live)
+        oldest = self._spool.next_after(0, Lane.LIVE)
+        if live is not None and oldest is not None and live.record_id - oldest.record_id >= UNANSWERED:
+            live = None
         if live is None or self._live_in_a_row >= LIVE_FOR_EACH_BACKFILL:
             record, oldest = self._first(self._backfill), self._spool.next_after(0, Lane.BACKFILL)
-            window = max(1, self._config.window // BACKFILL_WINDOW)
-            if record is not None and oldest is not None and record.record_id - oldest.record_id < window:
+            if record is not None and oldest is not None and record.record_id - oldest.record_id < self._pace.room:
                 return record
         return live
 

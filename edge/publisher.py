@@ -123,6 +123,8 @@ class Publisher:
                 self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
             self._online = False
             self._transport.close()
+            if not self._stopping.is_set():  # all cameras have lost it: they must not come back in one moment
+                self._clock.wait(self._stopping, self._backoff.next_s())
 
     def _connect(self) -> None:
         will = Message(self._topics.status, b"offline", retain=True)
@@ -208,7 +210,7 @@ class Publisher:
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic != self._topics.ack:
             return
-        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 1, tls=self._tls))
+        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 0, tls=self._tls))
         acknowledged = self._acknowledged(payload)
         if acknowledged is None:
             return
@@ -221,7 +223,7 @@ class Publisher:
         freed = self._spool.acknowledge(session, seq)
         if not freed:
             return
-        self._dispatcher.progress(freed[0].lane)
+        self._dispatcher.progress(freed[0].lane, freed)
         if freed[0].lane is Lane.BACKFILL:
             self._ledger.commit_backfill(sum(record.frames for record in freed))
             return
@@ -247,6 +249,7 @@ class Publisher:
             self.bad_acks += 1
             return None
         self._epoch = epoch
+        self._backoff.company = _whole(ack.get("cameras")) or self._backoff.company
         return session, seq, missing
 
     def _on_lost(self, _reason: str) -> None:

@@ -116,7 +116,9 @@ class AnalyticsConfig(_Section):
 class LimitsConfig(_Section):
     max_cameras: int = Field(256, ge=1, le=100_000)
     queue_messages: int = Field(512, ge=8, le=100_000, description="messages waiting per camera")
-    patience_s: float = Field(15.0, ge=0, le=300, description="the network waits so long for a full queue, then drops")
+    messages_per_s: float = Field(
+        60.0, gt=0, le=10_000, description="a camera that sends more, and queue_messages at once, is slowed down to it"
+    )
     commit_frames: int = Field(10, ge=1, le=1000)
     commit_ms: int = Field(200, ge=1, le=10_000)
     silent_after_s: float = Field(10.0, gt=0)

@@ -41,7 +41,10 @@ class Hub:
         with self._lock:
             if camera not in self._states:
                 self._states[camera] = CameraState(
-                    camera, silent_after_s=self._silent_after_s, history_s=self._history_s
+                    camera,
+                    silent_after_s=self._silent_after_s,
+                    history_s=self._history_s,
+                    company=self._states.__len__,
                 )
             return self._states[camera]
 

@@ -25,7 +25,7 @@ from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factor
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Store
 from scene_edge.server.web.app import create_app
-from scene_edge.server.worker import CameraWorker
+from scene_edge.server.worker import CameraWorker, PicturesFactory
 
 PING_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
@@ -58,7 +58,8 @@ class Server:
     """Everything between the broker and the page.
 
     `start` returns once the page answers; the broker may come later (see `wait_connected`). `stop` commits what is
-    finished. `detector` and `recognisers` replace what the configuration names (benchmarks, tests).
+    finished. `detector` and `recognisers` replace what the configuration names, `pictures` all of the work on pictures
+    (benchmarks, tests).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Server:
         *,
         detector: Detector | None = None,
         recognisers: Callable[[], list[ActionRecogniser]] | None = None,
+        pictures: PicturesFactory | None = None,
     ) -> None:
         self.config = config
         self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
@@ -77,12 +79,12 @@ class Server:
         self._detector = SharedDetector(opened) if opened is not None else None
         if self._detector is not None:
             self._open_tracker()  # its imports take seconds: now, not while the first camera's frames wait
-        self._recognisers = recognisers
+        self._recognisers, self._pictures = recognisers, pictures
         self._shelf = BundleShelf(config.fusion.bundles)
         self.engine: Engine = LocalEngine(
             self._make_worker, max_cameras=config.limits.max_cameras, queue_messages=config.limits.queue_messages
         )
-        self.ingest = Ingest(config.broker, self.engine, config.limits.patience_s)
+        self.ingest = Ingest(config.broker, self.engine, config.limits, self.hub)
         self.hub.answer_for("broker", lambda: "ok" if self.ingest.connected else "not connected")
         self.hub.answer_for("store", lambda: self._store_answer)
         self.hub.count_with(lambda: self.ingest.dropped)
@@ -113,7 +115,8 @@ class Server:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything that came is committed."""
-        return self.engine.drain(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        return self.ingest.settled(timeout_s) and self.engine.drain(max(0.0, deadline_s - time.monotonic()))
 
     def stop(self) -> None:
         self.engine.close()  # first, so that the last acknowledgements still go out
@@ -137,7 +140,9 @@ class Server:
         def pictures(shown: CameraState) -> PicturePipeline:
             return PicturePipeline(shown, self._analytics(shown), fusion)
 
-        return CameraWorker(camera, self.config, self.store, state, pictures, self.ingest.publish, stop)
+        return CameraWorker(
+            camera, self.config, self.store, state, self._pictures or pictures, self.ingest.publish, stop
+        )
 
     def _analytics(self, state: CameraState) -> Analytics:
         settings = self.config.analytics

@@ -69,7 +69,9 @@ class SessionWorker:
         self._assembler = VideoAssembler()
         self._results: list[Outcome] = []
         self._results_since_s = 0.0
+        self._committed_s = -1e9
         self._missing = 0
+        self._told_company = 1
         self._processed_seq = self._acked_seq = resumed
         self._reack_at_s: float | None = None
         self._asked: tuple[int, float] | None = None
@@ -122,7 +124,7 @@ class SessionWorker:
         if self._asked and self.joiner.missing() is not None:
             due.append(self._asked[1] + ASK_EVERY_S)
         if self._results or self._missing:
-            due.append(self._results_since_s + self._limits.commit_ms / 1000)
+            due.append(self._commit_due_s)
         times = [time_s for time_s in due if time_s is not None]
         return min(times) if times else None
 
@@ -134,12 +136,18 @@ class SessionWorker:
     def advance(self, now_s: float) -> None:
         """Let deadlines pass, commit what is due."""
         self._drain(now_s)
-        if (self._results or self._missing) and now_s >= self._results_since_s + self._limits.commit_ms / 1000:
+        if (self._results or self._missing) and now_s >= self._commit_due_s:
             self.commit()
         if self._reack_at_s is not None and now_s >= self._reack_at_s:
             self._reack_at_s = None
             self._ack()
         self._ask(now_s)
+
+    @property
+    def _commit_due_s(self) -> float:
+        """At once after a pause, else `commit_ms` after the commit before: cameras share transactions (group.py), so
+        waiting saves little beyond that."""
+        return max(self._results_since_s, self._committed_s + self._limits.commit_ms / 1000)
 
     def finish(self) -> None:
         """Nothing more comes that frames could wait for: commit all of them."""
@@ -157,6 +165,7 @@ class SessionWorker:
         if committed_ns is None:
             return
         self.state.took("commit", (time.perf_counter() - started_s) * 1000)
+        self._committed_s = time.monotonic()
         outcomes, self._results, self._missing = self._results, [], 0
         latencies = [
             (committed_ns - outcome.result.captured_ns) / 1e6 for outcome in outcomes if outcome.unit.utc_known
@@ -186,8 +195,12 @@ class SessionWorker:
         self.state.joined(self.joiner.counts, self.joiner.match_rate(), self.joiner.waiting)
 
     def _ack(self) -> None:
-        if self._acked_seq is not None:
-            self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch), 1)
+        if self._acked_seq is None:
+            return
+        cameras, told = self.state.company(), None
+        if abs(cameras - self._told_company) * 5 > self._told_company:  # roughly is enough, and costs no bytes
+            self._told_company = told = cameras
+        self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch, told), 0)
 
     def _ask(self, now_s: float) -> None:
         """Frames are missing that their camera keeps until they are acknowledged, and later ones must not acknowledge
@@ -203,7 +216,7 @@ class SessionWorker:
             if filling or not due:
                 return
         self._asked = missing, now_s
-        self._publish(self._topics.ack, missing_json(self.name, self._acked_seq, missing, self._epoch), 1)
+        self._publish(self._topics.ack, missing_json(self.name, self._acked_seq, missing, self._epoch), 0)
 
     def _report(self, outcomes: list[Outcome]) -> None:
         camera = self.state.camera

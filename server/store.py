@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from scene_edge.codec.errors import ConfigError, StoreError
 from scene_edge.server.analytics.seams import Action, Track
+from scene_edge.server.group import GroupCommit
 
 BUSY_TIMEOUT_S = 10
+NO_BIRTH = "{}"
 
 _meta = sa.MetaData()
 
@@ -107,6 +109,15 @@ class Batch:
     birth: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A batch, and who wants it written."""
+
+    camera: str
+    epoch: int
+    batch: Batch
+
+
 class FencedError(StoreError):
     """A newer owner has claimed the camera: nothing of the batch was written."""
 
@@ -142,6 +153,10 @@ class Store:
             _meta.create_all(self._engine)
         except sa.exc.SQLAlchemyError as error:
             raise StoreError("cannot create the tables", got=_reason(error)) from error
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        self._upsert_sessions = _upsert(dialect)
+        self._inserts = {table: dialect.insert(table).on_conflict_do_nothing() for table in _ROWS}
+        self._group = GroupCommit(self._commit_all)
 
     def claim(self, camera: str) -> int:
         """Become the owner of a camera: the new epoch, higher than every one before."""
@@ -163,18 +178,39 @@ class Store:
             return found
 
     def commit(self, camera: str, epoch: int, batch: Batch) -> int:
-        """Write a batch durably, all or nothing; the time of the commit in ns. FencedError for an older epoch."""
+        """Write a batch durably, all or nothing; the time of the commit in ns. FencedError for an older epoch.
+
+        Batches of several threads share a transaction (group.py): one that is fenced does not touch the others.
+        """
+        return self._group.commit(_Request(camera, epoch, batch))
+
+    def _commit_all(self, requests: Sequence[_Request]) -> list[int | StoreError]:
         with self._transaction("commit results") as connection:
-            owner = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera))
-            if owner != epoch:
-                raise FencedError(f"camera {camera} has a newer owner", got=f"epoch {epoch}", allowed=f"epoch {owner}")
+            named = {request.camera for request in requests}
+            found = connection.execute(_EPOCHS, {"named": sorted(named)})
+            owners = {row.camera: row.epoch for row in found}
             committed_ns = time.time_ns()
-            key = {"camera": camera, "session": batch.session}
-            self._upsert_session(connection, key, batch, committed_ns)
-            for table, rows in _rows(key, epoch, committed_ns, batch):
-                if rows:
-                    connection.execute(self._insert_once(table), rows)
-        return committed_ns
+            answers: list[int | StoreError] = []
+            kept: list[_Request] = []
+            for request in requests:
+                owner = owners.get(request.camera)
+                if owner == request.epoch:
+                    kept.append(request)
+                    answers.append(committed_ns)
+                    continue
+                answers.append(
+                    FencedError(
+                        f"camera {request.camera} has a newer owner",
+                        got=f"epoch {request.epoch}",
+                        allowed=f"epoch {owner}",
+                    )
+                )
+            if kept:
+                connection.execute(self._upsert_sessions, [_session_row(request, committed_ns) for request in kept])
+            for table, statement in self._inserts.items():
+                if rows := [row for request in kept for row in _ROWS[table](request, committed_ns)]:
+                    connection.execute(statement, rows)
+        return answers
 
     def count_frames(self, camera: str, session: str | None = None) -> int:
         """Stored frames of a camera."""
@@ -212,26 +248,6 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _insert_once(self, table: sa.Table) -> Any:
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        return dialect.insert(table).on_conflict_do_nothing()
-
-    def _upsert_session(self, connection: sa.Connection, key: dict[str, str], batch: Batch, now_ns: int) -> None:
-        where = (sessions.c.camera == key["camera"], sessions.c.session == key["session"])
-        birth = json.dumps(dict(batch.birth), sort_keys=True)
-        update = sessions.update().where(*where)
-        if batch.birth:  # an earlier session has none to tell: what it told then stays
-            update = update.values(birth=birth)
-        updated = connection.execute(
-            update.values(
-                last_seq=sa.case((sessions.c.last_seq > batch.last_seq, sessions.c.last_seq), else_=batch.last_seq),
-                missing_video=sessions.c.missing_video + batch.missing_video,
-            )
-        )
-        if not updated.rowcount:
-            row = {"started_ns": now_ns, "last_seq": batch.last_seq, "missing_video": batch.missing_video}
-            connection.execute(sessions.insert().values(**key, **row, birth=birth))
-
     @contextmanager
     def _transaction(self, what: str) -> Iterator[sa.Connection]:
         try:
@@ -241,56 +257,84 @@ class Store:
             raise StoreError(f"cannot {what}", got=_reason(error), hint="Check disk and database URL.") from error
 
 
-def _rows(
-    key: dict[str, str], epoch: int, committed_ns: int, batch: Batch
-) -> Iterable[tuple[sa.Table, list[dict[str, Any]]]]:
-    yield (
-        frames,
-        [
-            {
-                **key,
-                "seq": frame.seq,
-                "epoch": epoch,
-                "captured_ns": frame.captured_ns,
-                "committed_ns": committed_ns,
-                "status": frame.status,
-                "picture": frame.picture,
-                "video_bytes": frame.video_bytes,
-                "semantic_bytes": frame.semantic_bytes,
-            }
-            for frame in batch.frames
-        ],
+def _upsert(dialect: Any) -> Any:
+    """A session's row: made, or moved forward. An earlier session has no birth to tell: what it told then stays."""
+    statement = dialect.insert(sessions)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=["camera", "session"],
+        set_={
+            "last_seq": sa.case((sessions.c.last_seq > new.last_seq, sessions.c.last_seq), else_=new.last_seq),
+            "missing_video": sessions.c.missing_video + new.missing_video,
+            "birth": sa.case((new.birth == NO_BIRTH, sessions.c.birth), else_=new.birth),
+        },
     )
-    yield (
-        tracks,
-        [
-            {
-                **key,
+
+
+def _session_row(request: _Request, committed_ns: int) -> dict[str, Any]:
+    batch = request.batch
+    return {
+        "camera": request.camera,
+        "session": batch.session,
+        "started_ns": committed_ns,
+        "last_seq": batch.last_seq,
+        "missing_video": batch.missing_video,
+        "birth": json.dumps(dict(batch.birth), sort_keys=True) if batch.birth else NO_BIRTH,
+    }
+
+
+def _frame_rows(request: _Request, committed_ns: int) -> Iterator[dict[str, Any]]:
+    for frame in request.batch.frames:
+        yield {
+            "camera": request.camera,
+            "session": request.batch.session,
+            "seq": frame.seq,
+            "epoch": request.epoch,
+            "captured_ns": frame.captured_ns,
+            "committed_ns": committed_ns,
+            "status": frame.status,
+            "picture": frame.picture,
+            "video_bytes": frame.video_bytes,
+            "semantic_bytes": frame.semantic_bytes,
+        }
+
+
+def _track_rows(request: _Request, _committed_ns: int) -> Iterator[dict[str, Any]]:
+    for frame in request.batch.frames:
+        for track in frame.tracks:
+            yield {
+                "camera": request.camera,
+                "session": request.batch.session,
                 "seq": frame.seq,
                 "track_id": track.track_id,
                 "label": track.label,
                 "score": track.score,
                 **dict(zip(("x0", "y0", "x1", "y1"), track.box, strict=True)),
             }
-            for frame in batch.frames
-            for track in frame.tracks
-        ],
-    )
-    yield (
-        actions,
-        [
-            {
-                **key,
+
+
+def _action_rows(request: _Request, _committed_ns: int) -> Iterator[dict[str, Any]]:
+    for frame in request.batch.frames:
+        for action in frame.actions:
+            yield {
+                "camera": request.camera,
+                "session": request.batch.session,
                 "end_seq": action.end_seq,
                 "model": action.model,
                 "start_seq": action.start_seq,
                 "label": action.label,
                 "score": action.score,
             }
-            for frame in batch.frames
-            for action in frame.actions
-        ],
-    )
+
+
+_ROWS: dict[sa.Table, Callable[[_Request, int], Iterator[dict[str, Any]]]] = {
+    frames: _frame_rows,
+    tracks: _track_rows,
+    actions: _action_rows,
+}
+_EPOCHS = sa.select(cameras.c.camera, cameras.c.epoch).where(
+    cameras.c.camera.in_(sa.bindparam("named", expanding=True))
+)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -133,7 +133,7 @@ class Bench:
         return self.state.view()
 
     def acks(self) -> list[dict[str, Any]]:
-        return [json.loads(payload) for topic, payload, qos in self.published if topic.endswith("/ack") and qos == 1]
+        return [json.loads(payload) for topic, payload, qos in self.published if topic.endswith("/ack") and qos == 0]
 
     def rows(self, camera: FakeCamera) -> list[Any]:
         with self.store._engine.begin() as connection:
@@ -577,7 +577,9 @@ def test_nothing_is_acknowledged_while_the_database_fails(bundle: Bundle, monkey
     bench.settle()
     assert len(bench.rows(camera)) == 2 * GOP
     assert bench.view()["degraded"] == []
-    stopped = Bench(bundle, store=FailingStore("sqlite://"))
+    store = FailingStore("sqlite://")
+    store.failures = 1000
+    stopped = Bench(bundle, store=store)
     stopped.stop.set()
     stopped.feed(list(camera.stream()))
     assert stopped.acks() == []
