@@ -85,6 +85,7 @@ class Dispatcher:
         self._refused: tuple[int, int] = (0, 0)
         self._answered = False
         self._wanted = False
+        self._parting = 0
 
     def choose(self) -> Record | None:
         """The record whose turn it is; None if there is none, or no room for it."""
@@ -131,6 +132,10 @@ class Dispatcher:
             self._pace.answered(times_ns[-1], self._clock.now_ns())
         way = self._live if lane is Lane.LIVE else self._backfill
         way.progress_ns, way.patience = self._clock.now_ns(), 1.0
+
+    def part(self) -> None:
+        """What is live becomes backfill in a moment: until another session has begun it goes at the pace of such."""
+        self._parting = len(self._spool.own)
 
     def want(self) -> None:
         """The server misses something that was sent; from the transport's thread."""
@@ -182,7 +187,8 @@ class Dispatcher:
     def _next(self) -> Record | None:
         live = self._first(self._live)
         oldest = self._spool.next_after(0, Lane.LIVE)
-        if live is not None and oldest is not None and live.record_id - oldest.record_id >= UNANSWERED:
+        room = self._pace.room if self._parting == len(self._spool.own) else UNANSWERED
+        if live is not None and oldest is not None and live.record_id - oldest.record_id >= room:
             live = None
         if live is None or self._live_in_a_row >= LIVE_FOR_EACH_BACKFILL:
             record, oldest = self._first(self._backfill), self._spool.next_after(0, Lane.BACKFILL)

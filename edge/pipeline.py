@@ -15,10 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.codec.identity import AccessUnit, Frame
+from scene_edge.codec.identity import AccessUnit, Frame, SessionId, new_session_id
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.config import CameraConfig
@@ -54,8 +54,11 @@ class Filtered:
 
 @dataclass(frozen=True, slots=True)
 class SemanticJob:
+    """`first_frame`: how many frames were coded before the session of this one."""
+
     outgoing: Outgoing
     original: Planes
+    first_frame: int
 
 
 class Pipeline:
@@ -79,7 +82,10 @@ class Pipeline:
     ) -> None:
         self._config, self._source, self._info = config, source, info
         self._ledger, self._clock, self._degrade = ledger, clock, degrade
-        self._session_id, self._limit = session_id, frames
+        self.session_id, self._limit = session_id, frames
+        self.sessions: dict[SessionId, int] = {session_id: 0}
+        """Every session that was begun, and how many frames were coded before it."""
+        self._part = threading.Event()
         self._scene = networks.scene
         self._sequencer: Sequencer[Captured] = Sequencer(encoder)
         self._gop = self._make_gop(networks)
@@ -107,6 +113,7 @@ class Pipeline:
         self._semantics_on = self._gop is not None
         self._skip_semantics = self._skip_video = False
         self._cuts: deque[int] = deque()
+        self._coding_from = 0
         self._lost_seen = 0
         self.encoded = 0
         self._scene_time, self._video_time = StageTime(), StageTime()
@@ -138,6 +145,13 @@ class Pipeline:
         self._source.stop()
         self._outbox.wake()
 
+    def part(self) -> bool:
+        """Begin another session at the next keyframe, so that what is new does not queue behind what waits. False: a
+        source that can wait has nothing that is new."""
+        if not self._lossless:
+            self._part.set()
+        return not self._lossless
+
     @property
     def scene_strength(self) -> float | None:
         """How strong SCENE is, 0..1; None where it does not run."""
@@ -162,7 +176,7 @@ class Pipeline:
             return None
         return GopCoder(
             networks.semantics,
-            session_id=self._session_id,
+            session_id=self.session_id,
             width=self._info.width,
             height=self._info.height,
             frame_period_ns=self._info.frame_period_ns,
@@ -285,8 +299,11 @@ class Pipeline:
         Its frame is accounted for by then, even where this raises.
         """
         self.encoded += 1
-        outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns)
-        job = SemanticJob(outgoing, captured.frame.planes)
+        if unit.keyframe and self._part.is_set():
+            self._begin_session(unit.frame_seq)
+        unit = replace(unit, frame_seq=unit.frame_seq - self.sessions[self.session_id])
+        outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns, self.session_id)
+        job = SemanticJob(outgoing, captured.frame.planes, self.sessions[self.session_id])
         if self._video_waits:
             if not self._to_semantics.put(job):
                 self._ledger.drop("failed")
@@ -300,9 +317,17 @@ class Pipeline:
         elif self._semantics_on:
             if not self._skip_semantics and not self._to_semantics.put(job):
                 self._skip_semantics = True
-                self._cuts.append(unit.frame_seq)
+                self._cuts.append(self.sessions[self.session_id] + unit.frame_seq)
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
+
+    def _begin_session(self, first_frame: int) -> None:
+        """Frames are numbered from 0 again; the encoder goes on as if nothing were."""
+        session_id = new_session_id()
+        if self._outbox.begin_session(session_id):
+            self.sessions[session_id] = first_frame
+            self.session_id = session_id
+            self._part.clear()
 
     def _code_semantics(self) -> None:
         gop = self._gop
@@ -331,6 +356,7 @@ class Pipeline:
         if not self._semantics_on:
             self._ledger.lose_semantics("engine")
             return
+        gop.session_id, self._coding_from = job.outgoing.session_id, job.first_frame
         try:
             self._outbox.add_packets(gop.push(job.outgoing.unit, job.original))
             self._cut_where_skipped(gop)
@@ -342,8 +368,8 @@ class Pipeline:
 
     def _cut_where_skipped(self, gop: GopCoder) -> None:
         """Close the packet now if the frame due next was turned away: the server need not wait for it."""
-        while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected:
-            if self._cuts.popleft() == gop.expected:
+        while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected + self._coding_from:
+            if self._cuts.popleft() == gop.expected + self._coding_from:
                 self._outbox.add_packets(gop.cut())
 
     def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:

@@ -26,6 +26,9 @@ from scene_edge.edge.transport import Listener, Message, Transport
 from scene_edge.edge.wire import publish_overhead
 
 REPORT_PERIOD_S = 1.0
+PART_AFTER_S = 5.0
+"""After an outage that has left so much of the session that runs, another one begins, and this becomes backfill."""
+
 GOODBYE_S = 2.0
 MAX_ACK_BYTES = 512
 SESSION = re.compile(r"[0-9a-f]{16}")
@@ -33,11 +36,14 @@ SESSION = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What the publisher says for the camera: the retained status and birth, and the ledger of every second."""
+    """What the publisher says for the camera: the retained status and birth, and the ledger of every second.
+
+    `part` asks the camera to begin another session at the next keyframe; False if it never will."""
 
     status: Callable[[], str]
     birth: Callable[[], bytes]
     ledger: Callable[[], bytes]
+    part: Callable[[], bool] = lambda: False
 
 
 class Publisher:
@@ -71,6 +77,8 @@ class Publisher:
         self._online = False
         self._epoch = 0
         self._announced: tuple[str, bytes] | None = None
+        self._announced_session = -1
+        self._silent = False
         self.connections = 0
         self.resent = 0
         self.bad_acks = 0
@@ -83,19 +91,26 @@ class Publisher:
         return self._online
 
     def drain(self, seconds: float) -> bool:
-        """Wait until the server has acknowledged everything of this session; False once it has freed nothing for
-        `seconds`. What earlier sessions left may take hours, and is safe."""
+        """Wait until the server has acknowledged everything of this process; False once it has freed nothing for
+        `seconds`. What earlier ones left may take hours, and is safe."""
         with self._changed:
-            while left := self._live_records():
-                if self._changed.wait_for(lambda: self._live_records() == 0, seconds):
+            while left := self._own_records():
+                if self._changed.wait_for(lambda: self._own_records() == 0, seconds):
                     return True
-                if self._live_records() >= left:
+                if self._own_records() >= left:
                     return False
         return True
 
-    def _live_records(self) -> int:
+    def _own_records(self) -> int:
         counts = self._spool.counts()
-        return counts.records - counts.backfill_records
+        return counts.records - counts.recovered_records
+
+    def _consider_parting(self) -> None:
+        """After an outage: what is new must not queue behind what has waited."""
+        since_ns = self._spool.counts().live_since_ns
+        old = since_ns is not None and self._clock.now_ns() - since_ns >= PART_AFTER_S * 1e9
+        if old and self._voice.part():
+            self._dispatcher.part()
 
     def stop(self) -> None:
         """Say goodbye (status `stopped`) and end the thread. What is still in the spool stays there."""
@@ -138,6 +153,7 @@ class Publisher:
         self.connections += 1
         self._dispatcher.rewind()
         self._announced = None
+        self._consider_parting()
         self._log("broker.connected", broker=self._config.broker)
 
     def _converse(self) -> None:
@@ -148,7 +164,9 @@ class Publisher:
                 self._announce()
                 self._send(self._topics.ledger, self._voice.ledger(), qos=0)
                 report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
+            asked = self._dispatcher.wanted
             if self._dispatcher.rewind_if_silent(now_ns):
+                self._silent = self._silent or not asked
                 self._log("server.silent", records=self._spool.counts().records)
             if self._send_next():
                 continue
@@ -174,6 +192,9 @@ class Publisher:
         if payload is None:
             self._dispatcher.skip(record)
             return True
+        if record.lane is Lane.LIVE and record.session != self._announced_session:
+            self._announce()  # the server takes a session for the one that runs if the birth names it
+            self._announced_session = record.session
         topic = self._topics.video if record.leaf == "video" else self._topics.semantic
         again = self._dispatcher.send(record)
         self._transport.publish(Message(topic, payload, self._config.qos))
@@ -182,10 +203,10 @@ class Publisher:
 
     def _account(self, topic: str, record: Record, again: bool) -> None:
         """Streams' own bytes were counted when they were made; here comes what the line adds, all of it on a resend,
-        and of an earlier session, which made them."""
+        and of an earlier process, which made them."""
         overhead = publish_overhead(topic, record.size, self._config.qos, tls=self._tls)
         self.resent += again
-        if again or record.lane is Lane.BACKFILL:
+        if again or record.session not in self._spool.own:
             overhead += record.size
         self._ledger.add_bytes(overhead=overhead)
 
@@ -224,7 +245,10 @@ class Publisher:
         if not freed:
             return
         self._dispatcher.progress(freed[0].lane, freed)
-        if freed[0].lane is Lane.BACKFILL:
+        if self._silent:
+            self._silent = False
+            self._consider_parting()
+        if session not in self._spool.own:
             self._ledger.commit_backfill(sum(record.frames for record in freed))
             return
         now_ns = self._clock.now_ns()

@@ -62,7 +62,7 @@ class SqliteSpool:
         self.changed = threading.Condition()
         self._limits, self._session, self._clock, self._notices = limits, session, clock, notices
         self._index = Index(session)
-        self.sessions = self._index.sessions
+        self.sessions, self.own = self._index.sessions, self._index.own
         self._file = SpoolFile(path)
         self._file_lock = threading.Lock()
         self._unsaved: dict[int, _Unsaved] = {}
@@ -81,6 +81,27 @@ class SqliteSpool:
         self._writer.start()
 
     # The contract
+
+    def begin_session(self, session: int) -> bool:
+        # While the writer is at work it knows records by numbers that change here; and nobody waits for a disk.
+        if not self._file_lock.acquire(blocking=False):
+            return False
+        try:
+            with self.changed:
+                if not self._loaded:
+                    return False
+                moved = self._index.begin_session(session)
+                self._unsaved = {
+                    moved.get(number, number): replace(item, record=replace(item.record, record_id=moved[number]))
+                    if number in moved
+                    else item
+                    for number, item in self._unsaved.items()
+                }
+                self._session = session
+                self.changed.notify_all()
+                return True
+        finally:
+            self._file_lock.release()
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
         with self.changed:

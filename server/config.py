@@ -119,6 +119,9 @@ class LimitsConfig(_Section):
     messages_per_s: float = Field(
         60.0, gt=0, le=10_000, description="a camera that sends more, and queue_messages at once, is slowed down to it"
     )
+    max_pixels: int = Field(
+        4096 * 2304, ge=4, le=8192 * 8192, description="a camera's pictures may have so many samples of luma"
+    )
     commit_frames: int = Field(10, ge=1, le=1000)
     commit_ms: int = Field(200, ge=1, le=10_000)
     silent_after_s: float = Field(10.0, gt=0)

@@ -138,7 +138,8 @@ class Server:
         fusion = fusion_factory(self._shelf, self.config.fusion) if self.config.fusion.enabled else None
 
         def pictures(shown: CameraState) -> PicturePipeline:
-            return PicturePipeline(shown, self._analytics(shown), fusion)
+            most = self.config.limits.max_pixels
+            return PicturePipeline(shown, self._analytics(shown), fusion, max_pixels=most)
 
         return CameraWorker(
             camera, self.config, self.store, state, self._pictures or pictures, self.ingest.publish, stop

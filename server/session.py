@@ -6,7 +6,6 @@ its own here, so that neither waits for the other's packets or disturbs its deco
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -150,9 +149,14 @@ class SessionWorker:
         return max(self._results_since_s, self._committed_s + self._limits.commit_ms / 1000)
 
     def finish(self) -> None:
-        """Nothing more comes that frames could wait for: commit all of them."""
-        self._drain(math.inf)
+        """No semantics come any more: commit what waits for nothing else. What is left is behind frames that the
+        camera may still have."""
+        self._drain(time.monotonic(), hurry=True)
         self.commit()
+
+    def step_back(self, state: CameraState, pictures: PicturePipeline) -> None:
+        """Another session runs now: from here on it reports to another state, and has a decoder of its own."""
+        self.state, self.pictures = state, pictures
 
     def commit(self) -> None:
         """Write, then acknowledge, then report. Blocks while the database fails."""
@@ -175,8 +179,8 @@ class SessionWorker:
         self._ack()
         self._report(outcomes)
 
-    def _drain(self, now_s: float) -> None:
-        released = self.joiner.release(now_s)
+    def _drain(self, now_s: float, *, hurry: bool = False) -> None:
+        released = self.joiner.release(now_s, hurry=hurry)
         for joined in released:
             if joined.unit is None and not (self._results or self._missing):
                 self._results_since_s = now_s

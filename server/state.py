@@ -219,6 +219,7 @@ class CameraState:
                 "ledger": {
                     **{name: _whole(ledger.get(name)) for name in ("captured", "committed", "spooled")},
                     "dropped": _counts(ledger.get("dropped")),
+                    "backfill": _whole(ledger.get("backfill_frames")),
                 },
                 "kbps": {**kbps, "total": _total(kbps)},
                 "kbps_source": source,

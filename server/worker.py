@@ -140,6 +140,8 @@ class CameraWorker:
         except PacketError:
             self.state.dropped("video_corrupt")
             return
+        if self._too_large(fragment.width, fragment.height):
+            return
         session = self._enter(fragment.session_id, (fragment.width, fragment.height))
         if session is not None:
             session.add_video(fragment, message.arrived_s)
@@ -153,9 +155,20 @@ class CameraWorker:
         if packet.kind not in (KEY, DELTA):
             self.state.dropped("semantic_unsupported")
             return
+        if self._too_large(packet.width, packet.height):
+            return
         session = self._enter(packet.session_id, (packet.width, packet.height))
         if session is not None:
             session.add_semantics(packet, message.arrived_s)
+
+    def _too_large(self, width: int, height: int) -> bool:
+        """Decoders and networks take memory by the picture: how much a camera may claim is ours to say."""
+        limit = self._config.limits.max_pixels
+        if width * height <= limit:
+            return False
+        self.state.dropped("too_many_pixels")
+        self.state.degrade("size", f"pictures of {width}x{height} are refused: limits.max_pixels is {limit}")
+        return True
 
     def _on_birth(self, payload: bytes) -> None:
         birth = self._json(payload, "birth_corrupt")
@@ -182,7 +195,9 @@ class CameraWorker:
         digest = bundle.get("digest") if isinstance(bundle, dict) else None
         if not (isinstance(digest, str) and HEX_DIGEST.fullmatch(digest)):
             return
-        if isinstance(width, int) and isinstance(height, int) and 2 <= min(width, height) <= MAX_SIDE:
+        if not (isinstance(width, int) and isinstance(height, int) and min(width, height) >= 2):
+            return
+        if max(width, height) <= MAX_SIDE and width * height <= self._config.limits.max_pixels:
             self._pictures.prepare(bytes.fromhex(digest)[:8], width, height)
 
     def _json(self, payload: bytes, reason: str) -> dict[str, Any] | None:
@@ -231,8 +246,8 @@ class CameraWorker:
             self._retire()
             self._pictures.reset()
             self.state.began_session(name, size)
-        elif len(self._earlier) >= MAX_EARLIER:
-            self._leave(next(iter(self._earlier)))
+        else:
+            self._make_room()
         state = self.state if runs else EarlierState(self.state)
         session = SessionWorker(
             session_id,
@@ -256,11 +271,22 @@ class CameraWorker:
         return session
 
     def _retire(self) -> None:
-        """Another session runs now. What came of the one before is finished; what its camera still has comes as
-        backfill."""
-        if self._live is not None:
-            self._live.finish()
-            self._live = None
+        """Another session runs now. What came of the one before is finished, but for what is behind frames that its
+        camera may still have, and send as backfill."""
+        live, self._live = self._live, None
+        if live is None:
+            return
+        live.finish()
+        if live.joiner.waiting:
+            self._make_room()
+            state = EarlierState(self.state)
+            live.step_back(state, self._make_pictures(state))
+            self._earlier[live.session_id] = live
+
+    def _make_room(self) -> None:
+        """For an earlier session."""
+        if len(self._earlier) >= MAX_EARLIER:
+            self._leave(next(iter(self._earlier)))
 
     def _leave(self, session_id: int) -> None:
         """Close an earlier session. What is not committed is not acknowledged, and comes again."""

@@ -68,6 +68,19 @@ def with_line(line: Line, seconds: float) -> Callable[[Stage, int], None]:
     return do
 
 
+def outage(stage: Stage, times: int) -> None:
+    """Long enough for the camera to begin another session: what is new goes before what has waited."""
+    for _ in range(times):
+        begun = len(stage.sessions)
+        stage.proxy.set(Line(up=False))
+        linger(8.0)
+        stage.proxy.set(Line(bytes_per_s=40_000))
+        stage.until(lambda begun=begun: len(stage.sessions) > begun)  # type: ignore[misc]
+        stage.until_more(40)
+        stage.proxy.set(CLEAR)
+        stage.until_more()
+
+
 def reset(stage: Stage, times: int) -> None:
     for _ in range(times):
         stage.proxy.reset()
@@ -99,6 +112,7 @@ def faults(clock: JumpingClock) -> list[Fault]:
         Fault("F1", "kill -9 of the broker", kill_broker, 20),
         Fault("F2", "kill -9 of the server", kill_server, 20),
         Fault("F7 off/on", "the line is down for 2 s", with_line(Line(up=False), 2.0), 10),
+        Fault("F7 outage", "the line is down for 8 s, and thin when it is back", outage, 3),
         Fault("F7 slow", "600 +- 50 ms there and back, 2 % loss", slow_line, 5),
         Fault("F7 half-open", "bytes are taken and never handed on, for 5 s", with_line(Line(silent=True), 5.0), 5),
         Fault("F7 RST", "connections are reset", reset, 20, 3),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,14 +108,23 @@ class Stage:
     def committed(self) -> int:
         return self.camera.ledger.snapshot().committed if self.camera else 0
 
+    @property
+    def sessions(self) -> dict[int, int]:
+        """Sessions that the camera has begun, and how many frames were coded before each."""
+        return self.camera.sessions if self.camera else {}
+
     def until_committed(self, count: int) -> None:
         """Wait until the server has acknowledged so many frames; raises TimeoutError if it does not."""
+        self.until(lambda: self.committed >= count)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Wait for something; raises TimeoutError if it does not come."""
         pause = threading.Event()
         for _ in range(int(PATIENCE_S * 50)):
-            if self.committed >= count:
+            if done():
                 return
             pause.wait(0.02)
-        raise TimeoutError(f"{self.committed} of {count} frames were committed: {self._last_words()}")
+        raise TimeoutError(f"{self.committed} frames were committed so far: {self._last_words()}")
 
     def until_more(self, frames: int = 5) -> None:
         """Wait until the stream goes on."""
@@ -157,14 +167,23 @@ class Stage:
         return Verdict(camera.ledger.snapshot(), self._stored(camera), connections[0], resent[0])
 
     def _stored(self, camera: Camera) -> list[int]:
+        """What the server has, numbered as the camera's encoder did over all of its sessions."""
         connection = sqlite3.connect(self.folder / "results.db")
         try:
-            rows = connection.execute(
-                "select seq from frames where session = ? order by seq", (f"{camera.session_id:016x}",)
-            ).fetchall()
+            return [
+                first + seq
+                for session, first in camera.sessions.items()
+                for (seq,) in connection.execute("select seq from frames where session = ?", (f"{session:016x}",))
+            ]
         finally:
             connection.close()
-        return [seq for (seq,) in rows]
+
+    def order(self) -> list[int]:
+        """What the server has, in the order in which it was committed: the number of the session, from 0, of each."""
+        numbers = {f"{session:016x}": number for number, session in enumerate(self.sessions)}
+        with closing(sqlite3.connect(self.folder / "results.db")) as connection:
+            rows = connection.execute("select session from frames order by committed_ns, rowid").fetchall()
+        return [numbers[session] for (session,) in rows]
 
     def _last_words(self) -> str:
         lines = (self.folder / "server.log").read_text(errors="replace").strip().splitlines()

@@ -12,7 +12,7 @@ import pytest
 
 from scene_edge.broker import mosquitto_path
 from scene_edge.edge.ledger import Ledger
-from tests.faults.harm import JumpingClock, faults, kill_broker, kill_server, reset, with_line
+from tests.faults.harm import JumpingClock, faults, kill_broker, kill_server, outage, reset, with_line
 from tests.faults.proxy import CLEAR, Line, Proxy
 from tests.faults.stage import Stage, Verdict
 
@@ -41,6 +41,17 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     assert verdict.ledger.captured > 30
     assert verdict.ledger.captured == verdict.ledger.committed + sum(verdict.ledger.dropped.values())
     assert verdict.connections >= 3
+
+
+@pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
+def test_after_an_outage_what_is_new_goes_before_what_has_waited(tmp_path: Path) -> None:
+    with Stage(tmp_path) as stage:
+        verdict = stage.play(lambda stage: outage(stage, 1))
+        order = stage.order()
+    assert verdict.faults == []
+    assert len(stage.sessions) == 2
+    first_new, last_old = order.index(1), len(order) - 1 - order[::-1].index(0)
+    assert first_new < last_old, "the backlog was committed before anything new"
 
 
 def test_a_verdict_sees_what_is_lost() -> None:

@@ -92,7 +92,8 @@ def test_from_the_broker_to_the_page(kind: str, tmp_path: Path, bundle: Bundle) 
         client = Client(broker.port)
         for leaf, payload in camera.stream():
             client.send(leaf, payload)
-        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "rss_mb": 99.5, "scene_strength": 0.25}
+        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "backfill_frames": 7, "rss_mb": 99.5}
+        ledger["scene_strength"] = 0.25
         client.send("ledger", json.dumps(ledger).encode())
         until(lambda: client.acked() == 3 * GOP - 1, "the last acknowledgement")
         until(lambda: any(topic.endswith("/actions") for topic, _ in client.received), "an action")
@@ -109,7 +110,7 @@ def check_view(view: dict[str, Any], camera: FakeCamera) -> None:
     assert view["camera"] == "gate-1"
     assert view["status"] == "online"
     assert view["session"] == camera.session
-    assert view["ledger"] == {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}}
+    assert view["ledger"] == {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "backfill": 7}
     assert view["match_rate"] == 1.0
     assert set(view["kbps"]) == {"video", "semantic", "sei", "overhead", "total"}
     assert view["latency_ms"]["p99"] >= view["latency_ms"]["p50"] > 0
@@ -140,6 +141,7 @@ def check_web(web: httpx.Client) -> None:
     assert 'scene_edge_scene_strength{camera="gate-1"} 0.25' in metrics
     assert 'scene_edge_committed_frames_total{camera="gate-1"} 15.0' in metrics
     assert 'scene_edge_latency_ms{camera="gate-1",quantile="p95"}' in metrics
+    assert 'scene_edge_backfill_frames{camera="gate-1"} 7.0' in metrics
     assert "scene_edge_up 1.0" in metrics
     page = web.get("/")
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
