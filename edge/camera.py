@@ -113,6 +113,7 @@ class Camera:
             utc_quality=UTC_LOCKED if clock_is_synchronised() else UTC_FREE_RUNNING,
             clock=self._clock,
             degrade=self.degrade,
+            recover=self.recover,
             frames=self._frames,
         )
         self._publisher = Publisher(
@@ -223,7 +224,6 @@ class Camera:
         pipeline, publisher, _ = self._opened()
         snapshot = self.ledger.snapshot()
         spooled = self._spool.counts() if self._spool else SpoolCounts(0, 0, 0)
-        faults = dict(self._source.faults) if self._source else {}
         return _json(
             {
                 "session": session_hex(self.session_id),
@@ -231,7 +231,7 @@ class Camera:
                 "spool_bytes": spooled.bytes,
                 "backfill_records": spooled.backfill_records,
                 "backfill_frames": spooled.backfill_frames,
-                "faults": faults,
+                "faults": self._faults(),
                 "connections": publisher.connections,
                 "resent": publisher.resent,
                 "rss_mb": round(resident_mb(), 1),
@@ -291,6 +291,11 @@ class Camera:
             raise EncoderError("the camera is used before it is open", hint="Call open() first.")
         return self._pipeline, self._publisher, self._info
 
+    def _faults(self) -> dict[str, int]:
+        """What went wrong and was survived, by name: of the source, and of networks."""
+        source = dict(self._source.faults) if self._source else {}
+        return source | (self._pipeline.failures if self._pipeline else {})
+
     def _report(self, publisher: Publisher, drained: bool) -> CameraReport:
         return CameraReport(
             session=session_hex(self.session_id),
@@ -298,7 +303,7 @@ class Camera:
             encoder=self._encoder.name if self._encoder else "",
             engine=self._networks.engines,
             degraded=self.degraded,
-            faults=dict(self._source.faults) if self._source else {},
+            faults=self._faults(),
             connections=publisher.connections,
             resent=publisher.resent,
             drained=drained,

@@ -209,6 +209,13 @@ class SpoolConfig(Section):
 
 class WatchdogConfig(Section):
     stall_s: float = Field(10.0, gt=0, le=3600, description="Frames go in and none comes out for so long: a stall.")
+    hang_s: float = Field(
+        5.0,
+        gt=0,
+        le=600,
+        description="A network that does not answer for so long hangs: the stream goes on without it, and it is opened "
+        "anew. After five failures within a minute it stays away.",
+    )
 
 
 class BundlesConfig(Section):

@@ -28,6 +28,8 @@ from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.networks import Networks, quality_control
 from scene_edge.edge.outbox import Outbox, Outgoing
 from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
+from scene_edge.edge.revival import Revival
+from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.sources import Source, SourceInfo
 from scene_edge.edge.spool import Spool
 
@@ -78,17 +80,20 @@ class Pipeline:
         utc_quality: int,
         clock: Clock,
         degrade: Degrade,
+        recover: Degrade = lambda _reason: None,
         frames: int | None = None,
     ) -> None:
         self._config, self._source, self._info = config, source, info
-        self._ledger, self._clock, self._degrade = ledger, clock, degrade
+        self._ledger, self._clock, self._networks = ledger, clock, networks
         self.session_id, self._limit = session_id, frames
         self.sessions: dict[SessionId, int] = {session_id: 0}
         """Every session that was begun, and how many frames were coded before it."""
         self._part = threading.Event()
         self._scene = networks.scene
+        self._scene_revival = Revival("scene", networks.reopen_scene, clock, degrade, recover)
+        self._semantic_revival = Revival("semantics", networks.reopen_semantics, clock, degrade, recover)
         self._sequencer: Sequencer[Captured] = Sequencer(encoder)
-        self._gop = self._make_gop(networks)
+        self._gop = None if networks.semantics is None else self._make_gop(networks.semantics)
         self._lossless = not info.live
         full = WhenFull.WAIT if self._lossless else WhenFull.REFUSE
         sizes = config.queues
@@ -142,6 +147,8 @@ class Pipeline:
     def stop(self) -> None:
         """End the stream after the frames that are under way."""
         self._stopping.set()
+        self._scene_revival.close()
+        self._semantic_revival.close()
         self._source.stop()
         self._outbox.wake()
 
@@ -158,6 +165,12 @@ class Pipeline:
         return self._scene.strength if self._scene is not None else None
 
     @property
+    def failures(self) -> dict[str, int]:
+        """How often a network failed, or did not open again; empty where none did."""
+        counts = {"scene_failed": self._scene_revival.failures, "semantics_failed": self._semantic_revival.failures}
+        return {name: count for name, count in counts.items() if count}
+
+    @property
     def semantics_on(self) -> bool:
         return self._semantics_on
 
@@ -171,17 +184,15 @@ class Pipeline:
     def meters(self) -> list[QueueMeter]:
         return [queue.meter() for queue in (self._to_scene, self._to_encode, self._to_semantics)]
 
-    def _make_gop(self, networks: Networks) -> GopCoder | None:
-        if networks.semantics is None:
-            return None
+    def _make_gop(self, semantics: SemanticEncoder) -> GopCoder:
         return GopCoder(
-            networks.semantics,
+            semantics,
             session_id=self.session_id,
             width=self._info.width,
             height=self._info.height,
             frame_period_ns=self._info.frame_period_ns,
             gop=self._config.video.gop,
-            control=quality_control(self._config.semantics, networks.semantics.steps, self._config.video.gop),
+            control=quality_control(self._config.semantics, semantics.steps, self._config.video.gop),
             max_latency_ms=self._config.semantics.max_latency_ms,
         )
 
@@ -232,14 +243,16 @@ class Pipeline:
             self._to_encode.finish()
 
     def _filtered(self, frame: Frame) -> Planes:
+        if self._scene is None and (revived := self._scene_revival.take()) is not None:
+            self._scene = self._networks.scene = revived
         if self._scene is None:
             return frame.planes
         started_ns = time.perf_counter_ns()
         try:
             planes = self._scene.apply(frame.planes, frame.capture_ns)
         except EngineError as error:
-            self._scene = None
-            self._degrade(f"no scene: {error}")
+            failed, self._scene = self._scene, None
+            self._scene_revival.failed(failed, error)
             return frame.planes
         self._scene_time.add(started_ns)
         return planes
@@ -310,6 +323,7 @@ class Pipeline:
             return
         if unit.keyframe:
             self._skip_video = self._skip_semantics = False
+            self._semantics_on = self._semantics_on or self._semantic_revival.ready()
         if self._skip_video:
             self._outbox.drop_video(1)
         elif not self._outbox.add_video(outgoing):
@@ -338,7 +352,7 @@ class Pipeline:
             while (job := self._next_job()) is not None:
                 if self._lossless:
                     held.append(job.outgoing)
-                self._code_one(gop, job)
+                gop = self._code_one(gop, job)
                 self._release(held, gop.open_from)
             self._cut_where_skipped(gop)
             self._outbox.add_packets(gop.flush())
@@ -352,10 +366,15 @@ class Pipeline:
                 self._ledger.drop("failed", left)
             self._outbox.abandon_riders()
 
-    def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
+    def _code_one(self, gop: GopCoder, job: SemanticJob) -> GopCoder:
+        """The coder of the next one: another, where its network failed and was opened anew."""
+        if (revived := self._semantic_revival.take()) is not None:
+            self._networks.semantics = revived
+            gop = self._gop = self._make_gop(revived)
+            self._semantics_on = True
         if not self._semantics_on:
             self._ledger.lose_semantics("engine")
-            return
+            return gop
         gop.session_id, self._coding_from = job.outgoing.session_id, job.first_frame
         try:
             self._outbox.add_packets(gop.push(job.outgoing.unit, job.original))
@@ -363,8 +382,9 @@ class Pipeline:
         except EngineError as error:
             self._semantics_on = False
             self._ledger.lose_semantics("engine")
-            self._degrade(f"no semantics: {error}")
+            self._semantic_revival.failed(self._networks.semantics, error)
         self._account_lost_semantics(gop)
+        return gop
 
     def _cut_where_skipped(self, gop: GopCoder) -> None:
         """Close the packet now if the frame due next was turned away: the server need not wait for it."""
