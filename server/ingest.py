@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ssl
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -20,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.codec.errors import ConfigError, PacketError
 from scene_edge.codec.topics import PREFIX, parse
+from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import BrokerConfig
 from scene_edge.server.engine import Engine
 from scene_edge.server.worker import Inbound
@@ -36,14 +36,22 @@ log = structlog.get_logger(__name__)
 class Ingest:
     """The server's MQTT client. `start` returns at once and keeps trying; `connected` says how it stands."""
 
-    def __init__(self, config: BrokerConfig, engine: Engine, patience_s: float) -> None:
-        self._config, self._engine = config, engine
+    def __init__(
+        self,
+        config: BrokerConfig,
+        engine: Engine,
+        patience_s: float,
+        *,
+        client: mqtt.Client | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._config, self._engine, self._clock = config, engine, clock
         # A broker cuts clients that stay silent for 1.5 keepalives: never block the network thread for one.
         self._patience_s = min(patience_s, config.keepalive_s / 2)
         self._lock = threading.Lock()
         self._dropped: Counter[str] = Counter()
         self._ready = threading.Event()
-        self._client = mqtt.Client(
+        self._client = client or mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=config.client_id, clean_session=False, protocol=mqtt.MQTTv311
         )
         self._client.max_queued_messages_set(MAX_QUEUED_OUT)
@@ -133,7 +141,7 @@ class Ingest:
             return
         if name.leaf == "status" and not message.payload:
             return  # a retained status being cleared
-        inbound = Inbound(name.leaf, bytes(message.payload), time.monotonic())
+        inbound = Inbound(name.leaf, bytes(message.payload), self._clock.now_s())
         reason = self._engine.submit(name.camera, inbound, self._patience_s)
         if reason is not None:
             self._count(reason)

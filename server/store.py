@@ -8,7 +8,6 @@ must not write). Sessions are kept as 16 hex digits, since SQLite's integers are
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from scene_edge.codec.errors import ConfigError, StoreError
 from scene_edge.server.analytics.seams import Action, Track
+from scene_edge.server.clock import SYSTEM, Clock
 
 BUSY_TIMEOUT_S = 10
 
@@ -122,7 +122,8 @@ class Store:
     0
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
         try:
             memory = sa.engine.make_url(url).database in (None, "", ":memory:") and url.startswith("sqlite")
             extra: dict[str, Any] = {"poolclass": sa.pool.StaticPool} if memory else {}
@@ -168,7 +169,7 @@ class Store:
             owner = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera))
             if owner != epoch:
                 raise FencedError(f"camera {camera} has a newer owner", got=f"epoch {epoch}", allowed=f"epoch {owner}")
-            committed_ns = time.time_ns()
+            committed_ns = self._clock.utc_ns()
             key = {"camera": camera, "session": batch.session}
             self._upsert_session(connection, key, batch, committed_ns)
             for table, rows in _rows(key, epoch, committed_ns, batch):

@@ -63,7 +63,7 @@ def test_old_results_are_removed_with_their_tracks(store: Store, monkeypatch: py
     """Old by the server's clock: the camera's may stand at 1970, or a day ahead."""
     epoch = store.claim("gate")
     for seq in range(4):
-        monkeypatch.setattr("scene_edge.server.store.time.time_ns", lambda seq=seq: seq * 10)
+        monkeypatch.setattr(store._clock, "utc_ns", lambda seq=seq: seq * 10)
         store.commit("gate", epoch, Batch(SESSION, seq, [result(seq, captured_ns=(3 - seq) * 1000)]))
     monkeypatch.undo()
     assert store.prune(20) == 2
