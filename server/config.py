@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.topics import SHARDS
 
 ENV_PREFIX = "SCENE_EDGE_SERVER_"
 
@@ -113,6 +114,26 @@ class AnalyticsConfig(_Section):
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
+class OwnershipConfig(_Section):
+    """Which shards this server works for, alone among all that share its database: the first that comes has them."""
+
+    shards: str = Field("0-255", pattern=r"^\d{1,3}-\d{1,3}$", description="of cameras, by the number in their topics")
+    lease_s: float = Field(5.0, ge=0.2, le=600, description="an owner silent for so long is taken over from")
+
+    @field_validator("shards")
+    @classmethod
+    def _is_range(cls, text: str) -> str:
+        first, last = map(int, text.split("-"))
+        if not first <= last < SHARDS:
+            raise ValueError(f"shards are FIRST-LAST within 0-{SHARDS - 1}")
+        return text
+
+    @property
+    def shard_range(self) -> range:
+        first, last = map(int, self.shards.split("-"))
+        return range(first, last + 1)
+
+
 class LimitsConfig(_Section):
     max_cameras: int = Field(256, ge=1, le=100_000)
     queue_messages: int = Field(512, ge=8, le=100_000, description="messages waiting per camera")
@@ -130,6 +151,7 @@ class ServerConfig(_Section):
     join: JoinConfig = JoinConfig()
     fusion: FusionConfig = FusionConfig()
     analytics: AnalyticsConfig = AnalyticsConfig()
+    ownership: OwnershipConfig = OwnershipConfig()
     limits: LimitsConfig = LimitsConfig()
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

@@ -18,7 +18,7 @@ import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.codec.errors import ConfigError, PacketError
-from scene_edge.codec.topics import PREFIX, parse
+from scene_edge.codec.topics import PREFIX, SHARDS, parse
 from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import BrokerConfig
 from scene_edge.server.engine import Engine
@@ -27,6 +27,7 @@ from scene_edge.server.worker import Inbound
 SUBSCRIBED = ("video", "semantic", "status", "birth", "ledger")
 """Not `#`: the server's own acks and results would come back to it."""
 
+EVERY_SHARD = range(SHARDS)
 MAX_PAYLOAD_BYTES = 131_072
 MAX_QUEUED_OUT = 10_000
 
@@ -41,11 +42,13 @@ class Ingest:
         config: BrokerConfig,
         engine: Engine,
         patience_s: float,
+        shards: range = EVERY_SHARD,
         *,
         client: mqtt.Client | None = None,
         clock: Clock = SYSTEM,
     ) -> None:
         self._config, self._engine, self._clock = config, engine, clock
+        self._places = ["+"] if shards == EVERY_SHARD else [str(shard) for shard in shards]
         # A broker cuts clients that stay silent for 1.5 keepalives: never block the network thread for one.
         self._patience_s = min(patience_s, config.keepalive_s / 2)
         self._lock = threading.Lock()
@@ -109,7 +112,7 @@ class Ingest:
         if reason.is_failure:
             log.error("broker refuses the connection", broker=self._config.shown, reason=str(reason))
             return
-        client.subscribe([(f"{PREFIX}/+/+/{leaf}", 1) for leaf in SUBSCRIBED])
+        client.subscribe([(f"{PREFIX}/{place}/+/{leaf}", 1) for place in self._places for leaf in SUBSCRIBED])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]

@@ -115,3 +115,14 @@ def test_databases_that_cannot_be_used(tmp_path: Path) -> None:
         Store(f"sqlite:///{garbage}")
     store = Store(f"sqlite:///{tmp_path}/ok.db")
     store.ping()
+
+
+def test_a_database_of_before_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/results.db"
+    old = Store(url)
+    with old.transaction("drop") as connection:
+        connection.exec_driver_sql("drop index frames_by_commit")
+    old.close()
+    with Store(url).transaction("look") as connection:
+        names = connection.exec_driver_sql("select name from sqlite_master where type = 'index'").scalars().all()
+    assert "frames_by_commit" in names

@@ -88,9 +88,9 @@ class SimulatedStore(Store):
         super().__init__(url, clock)
 
     @contextmanager
-    def _transaction(self, what: str) -> Iterator[sa.Connection]:
+    def transaction(self, what: str) -> Iterator[sa.Connection]:
         self._disk.reach(what)
-        with super()._transaction(what) as connection:
+        with super().transaction(what) as connection:
             yield connection
             self._disk.reach(what)
         self._disk.reach(what)
