@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from scene_edge.codec.bundle import read_public_key
 from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.topics import SHARDS
 
@@ -95,6 +96,12 @@ class FusionConfig(_Section):
     threads: int | None = Field(None, ge=1, le=256)
 
 
+class BundlesConfig(_Section):
+    public_key_file: Path | None = Field(
+        None, description="raw or hexadecimal Ed25519 key that must have signed every bundle; null: digests only"
+    )
+
+
 class AnalyticsConfig(_Section):
     """Which networks look at the fused pictures. `off` switches one off."""
 
@@ -149,6 +156,7 @@ class ServerConfig(_Section):
     web: WebConfig = WebConfig()
     database: str = "sqlite:///scene-edge.db"
     join: JoinConfig = JoinConfig()
+    bundles: BundlesConfig = BundlesConfig()
     fusion: FusionConfig = FusionConfig()
     analytics: AnalyticsConfig = AnalyticsConfig()
     ownership: OwnershipConfig = OwnershipConfig()
@@ -189,6 +197,15 @@ def load_config(
         raise ConfigError(
             f"{where}: {key or 'configuration'}: {first['msg']}", got=None if secret else str(first.get("input"))[:80]
         ) from error
+
+
+def public_key_of(config: ServerConfig) -> bytes | None:
+    """The key that must have signed every bundle; None: none need be signed. Raises ConfigError."""
+    path = config.bundles.public_key_file
+    try:
+        return None if path is None else read_public_key(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
 
 
 def shown(config: ServerConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from scene_edge.codec.errors import ConfigError, SceneEdgeError, StoreError, Tra
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.seams import ActionRecogniser, Detector, Tracker
-from scene_edge.server.config import ServerConfig
+from scene_edge.server.config import ServerConfig, public_key_of
 from scene_edge.server.engine import Engine, LocalEngine
 from scene_edge.server.fusion import BundleShelf
 from scene_edge.server.hub import Hub
@@ -86,12 +86,13 @@ class Server:
         self._in_office = threading.Event()
         self._store_answer = "ok"  # it was opened just now
         self._missing: dict[str, str] = {}
+        self._public_key = public_key_of(config)
         opened = detector or self._open_detector()
         self._detector = SharedDetector(opened) if opened is not None else None
         if self._detector is not None:
             self._open_tracker()  # its imports take seconds: now, not while the first camera's frames wait
         self._recognisers = recognisers
-        self._shelf = BundleShelf(config.fusion.bundles)
+        self._shelf = BundleShelf(config.fusion.bundles, public_key=self._public_key)
         self.hub.role = "standby"
         self.hub.answer_for("broker", self._broker_answer)
         self.hub.answer_for("store", lambda: self._store_answer)
@@ -230,7 +231,7 @@ class Server:
         if settings.detector == "off":
             return None
         try:
-            return open_detector(settings.detector, threads=settings.threads)
+            return open_detector(settings.detector, threads=settings.threads, public_key=self._public_key)
         except SceneEdgeError as error:
             if "detector" in settings.model_fields_set:
                 raise
@@ -250,7 +251,8 @@ class Server:
         opened: list[ActionRecogniser] = []
         for name in self.config.analytics.actions:
             try:
-                opened.append(open_recogniser(name, threads=self.config.analytics.threads))
+                threads = self.config.analytics.threads
+                opened.append(open_recogniser(name, threads=threads, public_key=self._public_key))
             except SceneEdgeError as error:
                 log.error("no action recognition", bundle=name, error=str(error))
                 state.degrade(f"action {name}", f"no action recognition by {name}: {error}")
