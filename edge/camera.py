@@ -224,10 +224,12 @@ class Camera:
         pipeline, publisher, _ = self._opened()
         snapshot = self.ledger.snapshot()
         spooled = self._spool.counts() if self._spool else SpoolCounts(0, 0, 0)
+        held = self._spool.held() if self._spool else None
         return _json(
             {
                 "session": session_hex(self.session_id),
                 **asdict(snapshot),
+                "held": None if held is None else {session_hex(session): seq for session, seq in held.items()},
                 "spool_bytes": spooled.bytes,
                 "backfill_records": spooled.backfill_records,
                 "backfill_frames": spooled.backfill_frames,

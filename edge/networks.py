@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
@@ -115,11 +114,9 @@ def open_bundle(config: CameraConfig, name: str) -> Bundle:
         key = public_key_of(config)
     except (OSError, ValueError) as error:
         raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
-    if key is None:
-        return Bundle.open(name, zoo=config.bundles.zoo)
     bundle = Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
-    if not Path(name).is_dir() and bundle.name != name:
-        raise BundleError("another bundle lies where this one should be", got=bundle.name, allowed=name)
+    if key is None:
+        return bundle
     least = Counters(config.bundles.counters_file).least(bundle.name)
     if bundle.counter < least:
         raise BundleError(

@@ -75,6 +75,8 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._dispatcher = Dispatcher(spool, transport.in_flight, config, clock)
         self._online = False
+        self._connected = False
+        self._report_ns = 0
         self._epoch = 0
         self._announced: tuple[str, bytes] | None = None
         self._announced_session = -1
@@ -118,28 +120,45 @@ class Publisher:
         self._wake()
         self._thread.join()
 
+    def step(self) -> float:
+        """One turn of the thread: connect, or say and send what is due. Seconds until the next turn; while there is a
+        connection, what comes into the spool ends the pause."""
+        if not self._connected:
+            return self._come_back()
+        try:
+            if self._online:
+                return self._converse()
+        except TransportError as error:
+            self._log("broker.lost", reason=str(error))
+        if (refused := self._dispatcher.lost()) is not None:
+            self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
+        self._part()
+        return self._backoff.next_s()  # all cameras have lost it: they must not come back in one moment
+
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._connect()
-            except TransportError as error:
-                wait_s = self._backoff.next_s()
-                self._log("broker.unreachable", reason=str(error), retry_in_s=round(wait_s, 2))
-                self._clock.wait(self._stopping, wait_s)
-                continue
-            self._backoff.reset()
-            try:
-                self._converse()
-                if self._stopping.is_set():
-                    self._say_goodbye()
-            except TransportError as error:
-                self._log("broker.lost", reason=str(error))
-            if not self._stopping.is_set() and (refused := self._dispatcher.lost()) is not None:
-                self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
-            self._online = False
-            self._transport.close()
-            if not self._stopping.is_set():  # all cameras have lost it: they must not come back in one moment
-                self._clock.wait(self._stopping, self._backoff.next_s())
+            pause_s = self.step()
+            if not self._connected:
+                self._clock.wait(self._stopping, pause_s)
+            elif pause_s > 0:
+                with self._changed:
+                    self._changed.wait_for(self._has_work, pause_s)
+        try:
+            if self._connected:
+                self._say_goodbye()
+        except TransportError as error:
+            self._log("broker.lost", reason=str(error))
+        self._part()
+
+    def _come_back(self) -> float:
+        try:
+            self._connect()
+        except TransportError as error:
+            wait_s = self._backoff.next_s()
+            self._log("broker.unreachable", reason=str(error), retry_in_s=round(wait_s, 2))
+            return wait_s
+        self._backoff.reset()
+        return 0.0
 
     def _connect(self) -> None:
         will = Message(self._topics.status, b"offline", retain=True)
@@ -150,29 +169,31 @@ class Publisher:
         except TransportError:
             self._online = False
             raise
+        self._connected = True
         self.connections += 1
         self._dispatcher.rewind()
         self._announced = None
         self._consider_parting()
+        self._report_ns = 0
         self._log("broker.connected", broker=self._config.broker)
 
-    def _converse(self) -> None:
-        report_ns = 0
-        while self._online and not self._stopping.is_set():
-            now_ns = self._clock.now_ns()
-            if now_ns >= report_ns:
-                self._announce()
-                self._send(self._topics.ledger, self._voice.ledger(), qos=0)
-                report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
-            asked = self._dispatcher.wanted
-            if self._dispatcher.rewind_if_silent(now_ns):
-                self._silent = self._silent or not asked
-                self._log("server.silent", records=self._spool.counts().records)
-            if self._send_next():
-                continue
-            with self._changed:
-                timeout_s = max(0.0, (report_ns - self._clock.now_ns()) / 1e9)
-                self._changed.wait_for(self._has_work, timeout_s)
+    def _part(self) -> None:
+        self._online = self._connected = False
+        self._transport.close()
+
+    def _converse(self) -> float:
+        now_ns = self._clock.now_ns()
+        if now_ns >= self._report_ns:
+            self._announce()
+            self._send(self._topics.ledger, self._voice.ledger(), qos=0)
+            self._report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
+        asked = self._dispatcher.wanted
+        if self._dispatcher.rewind_if_silent(now_ns):
+            self._silent = self._silent or not asked
+            self._log("server.silent", records=self._spool.counts().records)
+        if self._send_next():
+            return 0.0
+        return max(0.0, (self._report_ns - self._clock.now_ns()) / 1e9)
 
     def _has_work(self) -> bool:
         if not self._online or self._stopping.is_set():

@@ -134,6 +134,11 @@ class Spool(Protocol):
 
     def counts(self) -> SpoolCounts: ...
 
+    def held(self) -> dict[int, int] | None:
+        """By session the first frame that may still be sent: none below it ever will be, and none at all of a session
+        that is not named. None: it is not known yet what earlier sessions left."""
+        ...
+
     def close(self) -> None:
         """Keep what can be kept. Nothing may be put any more."""
         ...
@@ -161,7 +166,7 @@ class Index:
         self._last = {Lane.BACKFILL: 0, Lane.LIVE: _FIRST_LIVE_ID - 1}
         self._frames = {Lane.BACKFILL: 0, Lane.LIVE: 0}
         self._by_leaf: dict[tuple[int, str], deque[int]] = {}
-        self._acknowledged = self._highest = -1
+        self._acknowledged = self._highest = self._last_put = -1
 
     def __len__(self) -> int:
         return sum(len(entries) for entries in self._lanes.values())
@@ -180,7 +185,7 @@ class Index:
                 numbers.extend([moved[numbers.popleft()] for _ in range(len(numbers))])
         self._frames[Lane.BACKFILL] += self._frames[Lane.LIVE]
         self._frames[Lane.LIVE] = 0
-        self._acknowledged = self._highest = -1
+        self._acknowledged = self._highest = self._last_put = -1
         self.session = session
         self.sessions.add(session)
         self.own.add(session)
@@ -199,6 +204,8 @@ class Index:
         self._frames[lane] += record.frames
         if lane is Lane.LIVE:
             self._highest = max(self._highest, record.last_seq)
+            if record.leaf == "video":
+                self._last_put = max(self._last_put, last_frame_of(record))
         return entry
 
     def find(self, record_id: int) -> Entry | None:
@@ -240,7 +247,7 @@ class Index:
         video = self._by_leaf.get((session, "video"))
         if video:
             last = self._at(video[-1]).record
-            if seq < (last.last_seq if last.last_frame < 0 else last.last_frame):
+            if seq < last_frame_of(last):
                 return []
         return [
             self._take(numbers.popleft())
@@ -298,6 +305,18 @@ class Index:
             None if oldest is None else oldest.since_ns,
         )
 
+    def held(self) -> dict[int, int]:
+        """See `Spool.held`. Of a message in fragments the last one knows how many frames there are."""
+        firsts = {self.session: self._last_put + 1}
+        for (session, leaf), numbers in self._by_leaf.items():
+            if leaf != "video":
+                continue
+            records = (self._at(number).record for number in numbers)
+            whole = next((record for record in records if record.frames), None)
+            if whole is not None:
+                firsts[session] = last_frame_of(whole) - whole.frames + 1
+        return firsts
+
     def _lane_of_session(self, session: int) -> Lane:
         return Lane.LIVE if session == self.session else Lane.BACKFILL
 
@@ -316,6 +335,11 @@ class Index:
         """Whether it is a fragment other than its message's last."""
         entry = self.find(record_id)
         return entry is not None and entry.record.leaf == "video" and not entry.record.frames
+
+
+def last_frame_of(record: Record) -> int:
+    """The last frame in a message itself."""
+    return record.last_seq if record.last_frame < 0 else record.last_frame
 
 
 def _lane_of(record_id: int) -> Lane:
@@ -389,6 +413,10 @@ class MemorySpool:
     def counts(self) -> SpoolCounts:
         with self.changed:
             return self._index.counts()
+
+    def held(self) -> dict[int, int] | None:
+        with self.changed:
+            return self._index.held()
 
     def close(self) -> None:
         pass

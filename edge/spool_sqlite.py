@@ -58,12 +58,14 @@ class SqliteSpool:
     guards the connection. Whoever holds `changed` never takes the other.
     """
 
+    file_type: type[SpoolFile] = SpoolFile
+
     def __init__(self, path: Path, limits: Limits, *, session: int, clock: Clock, notices: Notices) -> None:
         self.changed = threading.Condition()
         self._limits, self._session, self._clock, self._notices = limits, session, clock, notices
         self._index = Index(session)
         self.sessions, self.own = self._index.sessions, self._index.own
-        self._file = SpoolFile(path)
+        self._file = self.file_type(path)
         self._file_lock = threading.Lock()
         self._unsaved: dict[int, _Unsaved] = {}
         self._unsaved_bytes = 0
@@ -78,7 +80,7 @@ class SqliteSpool:
         self._backoff = Backoff(RETRY_FIRST_S, RETRY_LAST_S, random.Random())
         self._attempt(self._open)
         self._writer = threading.Thread(target=self._run, name="spool", daemon=True)
-        self._writer.start()
+        self._start()
 
     # The contract
 
@@ -168,11 +170,22 @@ class SqliteSpool:
         with self.changed:
             return self._index.counts()
 
+    def held(self) -> dict[int, int] | None:
+        with self.changed:
+            return self._index.held() if self._loaded else None
+
     def close(self) -> None:
         with self.changed:
             self._closing = True
             self.changed.notify_all()
         self._writer.join()
+
+    def flush(self) -> bool:
+        """Write what waits; False if the file does not take it. The writer's thread does so when it is due."""
+        return self._attempt(self._save)
+
+    def _start(self) -> None:
+        self._writer.start()
 
     # Books, with `changed` held
 
@@ -217,7 +230,7 @@ class SqliteSpool:
 
     def _run(self) -> None:
         while self._await_work():
-            if self._attempt(self._save):
+            if self.flush():
                 self._backoff.reset()
             elif self._closing:
                 break
@@ -343,6 +356,8 @@ class SqliteSpool:
                     self._unsaved_bytes += entry.record.size
                 else:
                     lost.append(number)
+            # Rows keep the order of records, by which the next start goes: what was saved comes before what is newer.
+            self._unsaved = dict(sorted(self._unsaved.items()))
             for entry in [entry for number in lost for entry in self._index.take_message(number)]:
                 self._forget(entry)
                 self._notices.given_up(entry.record, "damaged")

@@ -31,6 +31,7 @@ class Hub:
         self._lock = threading.Lock()
         self._states: dict[str, CameraState] = {}
         self._checks: dict[str, Callable[[], str]] = {}
+        self.role = "owner"
         self._dropped: Callable[[], dict[str, int]] = dict
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,6 +82,7 @@ class Hub:
         well = all(answer == "ok" for answer in parts.values())
         return {
             "status": "ok" if well else "failing",
+            "role": self.role,
             "parts": parts,
             "dropped": self._dropped(),
             "rss_mb": rss_mb(),

@@ -19,7 +19,8 @@ import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.codec.errors import ConfigError, PacketError
-from scene_edge.codec.topics import PREFIX, parse
+from scene_edge.codec.topics import PREFIX, SHARDS, parse
+from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import BrokerConfig, LimitsConfig
 from scene_edge.server.engine import Engine
 from scene_edge.server.hub import Hub
@@ -29,6 +30,7 @@ from scene_edge.server.worker import Inbound
 SUBSCRIBED = ("video", "semantic", "status", "birth", "ledger")
 """Not `#`: the server's own acks and results would come back to it."""
 
+EVERY_SHARD = range(SHARDS)
 MAX_PAYLOAD_BYTES = 131_072
 MAX_QUEUED_OUT = 10_000
 MAX_UNDER_WAY = 1_000
@@ -41,8 +43,19 @@ log = structlog.get_logger(__name__)
 class Ingest:
     """The server's MQTT client. `start` returns at once and keeps trying; `connected` says how it stands."""
 
-    def __init__(self, config: BrokerConfig, engine: Engine, limits: LimitsConfig, hub: Hub) -> None:
-        self._config, self._hub = config, hub
+    def __init__(
+        self,
+        config: BrokerConfig,
+        engine: Engine,
+        limits: LimitsConfig,
+        hub: Hub,
+        shards: range = EVERY_SHARD,
+        *,
+        client: mqtt.Client | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._config, self._hub, self._clock = config, hub, clock
+        self._places = ["+"] if shards == EVERY_SHARD else [str(shard) for shard in shards]
 
         def submit(camera: str, message: Inbound) -> str | None:
             return engine.submit(camera, message, 0.0)
@@ -54,11 +67,11 @@ class Ingest:
         self._throttle = Throttle(submit, limits.messages_per_s, limits.queue_messages, told)
         self._doors = threading.Condition()
         self._stopping = False
-        self._feeder = threading.Thread(target=self._feed, name="throttle", daemon=True)
+        self._feeder: threading.Thread | None = None
         self._lock = threading.Lock()
         self._dropped: Counter[str] = Counter()
         self._ready = threading.Event()
-        self._client = mqtt.Client(
+        self._client = client or mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=config.client_id, clean_session=False, protocol=mqtt.MQTTv311
         )
         self._client.max_queued_messages_set(MAX_QUEUED_OUT)
@@ -94,7 +107,6 @@ class Ingest:
 
     def start(self) -> None:
         log.info("connecting", broker=self._config.shown)
-        self._feeder.start()
         self._client.connect_async(self._config.host, self._config.port, keepalive=self._config.keepalive_s)
         self._client.loop_start()
 
@@ -118,8 +130,9 @@ class Ingest:
         with self._doors:
             self._stopping = True
             self._doors.notify_all()
-        if self._feeder.is_alive():
-            self._feeder.join()
+            feeder = self._feeder
+        if feeder is not None:
+            feeder.join()
         self._client.disconnect()
         self._client.loop_stop()
         self._ready.clear()
@@ -131,7 +144,7 @@ class Ingest:
         if reason.is_failure:
             log.error("broker refuses the connection", broker=self._config.shown, reason=str(reason))
             return
-        client.subscribe([(f"{PREFIX}/+/+/{leaf}", 1) for leaf in SUBSCRIBED])
+        client.subscribe([(f"{PREFIX}/{place}/+/{leaf}", 1) for place in self._places for leaf in SUBSCRIBED])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
@@ -163,10 +176,13 @@ class Ingest:
             return
         if name.leaf == "status" and not message.payload:
             return  # a retained status being cleared
-        inbound = Inbound(name.leaf, bytes(message.payload), time.monotonic())
+        inbound = Inbound(name.leaf, bytes(message.payload), self._clock.now_s())
         with self._doors:
             reason = self._throttle.offer(name.camera, inbound, inbound.arrived_s)
             if self._throttle.holds:
+                if self._feeder is None:  # most servers never need one
+                    self._feeder = threading.Thread(target=self._feed, name="throttle", daemon=True)
+                    self._feeder.start()
                 self._doors.notify_all()
         if reason is not None:
             self._drop(name.camera, reason)
@@ -178,7 +194,7 @@ class Ingest:
                 self._doors.wait_for(lambda: self._throttle.holds or self._stopping)
                 if self._stopping:
                     return
-                dropped = self._throttle.release(time.monotonic())
+                dropped = self._throttle.release(self._clock.now_s())
                 if not self._throttle.holds:
                     self._doors.notify_all()
             for camera, reason in dropped:

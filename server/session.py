@@ -16,6 +16,7 @@ from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
+from scene_edge.server.clock import Clock
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.join import Joiner, VideoUnit
 from scene_edge.server.pictures import Outcome, PicturePipeline
@@ -50,12 +51,13 @@ class SessionWorker:
         epoch: int,
         resumed: int | None,
         expect_semantics: bool,
+        clock: Clock,
     ) -> None:
         self.session_id, self.name = session_id, session_hex(session_id)
         self.state, self.pictures = state, pictures
         self.birth: Mapping[str, Any] = {}
         self._topics, self._limits, self._publish, self._commit_batch = topics, config.limits, publish, commit
-        self._epoch = epoch
+        self._epoch, self._clock = epoch, clock
         join = config.join
         self.joiner = Joiner(
             join.deadline_ms / 1000,
@@ -74,7 +76,7 @@ class SessionWorker:
         self._processed_seq = self._acked_seq = resumed
         self._reack_at_s: float | None = None
         self._asked: tuple[int, float] | None = None
-        self.heard_s = time.monotonic()
+        self.heard_s = clock.now_s()
 
     # What arrives
 
@@ -100,7 +102,7 @@ class SessionWorker:
                 self.session_id,
                 unit.frame_seq,
                 unit.capture_ns,
-                unit.capture_ns + unit.utc_offset_ns if known else time.time_ns(),
+                unit.capture_ns + unit.utc_offset_ns if known else self._clock.utc_ns(),
                 known,
                 unit.keyframe,
                 fragment.width,
@@ -151,7 +153,7 @@ class SessionWorker:
     def finish(self) -> None:
         """No semantics come any more: commit what waits for nothing else. What is left is behind frames that the
         camera may still have."""
-        self._drain(time.monotonic(), hurry=True)
+        self._drain(self._clock.now_s(), hurry=True)
         self.commit()
 
     def step_back(self, state: CameraState, pictures: PicturePipeline) -> None:
@@ -169,7 +171,7 @@ class SessionWorker:
         if committed_ns is None:
             return
         self.state.took("commit", (time.perf_counter() - started_s) * 1000)
-        self._committed_s = time.monotonic()
+        self._committed_s = self._clock.now_s()
         outcomes, self._results, self._missing = self._results, [], 0
         latencies = [
             (committed_ns - outcome.result.captured_ns) / 1e6 for outcome in outcomes if outcome.unit.utc_known
@@ -186,14 +188,14 @@ class SessionWorker:
                 self._results_since_s = now_s
             for outcome in self.pictures.process(joined):
                 if not self._results:
-                    self._results_since_s = time.monotonic()
+                    self._results_since_s = self._clock.now_s()
                 self._results.append(outcome)
                 self._processed_seq = outcome.result.seq
             if joined.unit is None:
                 self._missing += joined.count
                 self._processed_seq = joined.frame_seq + joined.count - 1
             limits = self._limits
-            waited_s = time.monotonic() - self._results_since_s
+            waited_s = self._clock.now_s() - self._results_since_s
             if len(self._results) >= limits.commit_frames or (self._results and waited_s >= limits.commit_ms / 1000):
                 self.commit()
         self.state.joined(self.joiner.counts, self.joiner.match_rate(), self.joiner.waiting)

@@ -2,13 +2,13 @@
 
 Rows are keyed by (camera, session, seq), so a repeated frame is stored once. A camera has one owner at a time: each
 `claim` raises its epoch, and a commit under an older epoch is refused whole (an owner that was suspended and woke up
-must not write). Sessions are kept as 16 hex digits, since SQLite's integers are signed.
+must not write). Where shards have leases (leases.py) only their owner may claim. Sessions are kept as 16 hex digits,
+since SQLite's integers are signed.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from scene_edge.codec.errors import ConfigError, StoreError
+from scene_edge.codec.topics import shard_of
 from scene_edge.server.analytics.seams import Action, Track
+from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.group import GroupCommit
 
 BUSY_TIMEOUT_S = 10
@@ -31,6 +33,19 @@ cameras = sa.Table(
     _meta,
     sa.Column("camera", sa.String(64), primary_key=True),
     sa.Column("epoch", sa.BigInteger, nullable=False),
+)
+leases = sa.Table(
+    "leases",
+    _meta,
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+)
+owners = sa.Table(
+    "owners",
+    _meta,
+    sa.Column("owner", sa.String(200), primary_key=True),
+    sa.Column("beat", sa.BigInteger, nullable=False),
 )
 sessions = sa.Table(
     "sessions",
@@ -125,6 +140,8 @@ class FencedError(StoreError):
 class Store:
     """The results of all cameras. Safe to use from several threads; every method raises StoreError where it fails.
 
+    `owner` names this process where several share the database.
+
     >>> store = Store("sqlite://")
     >>> epoch = store.claim("gate")
     >>> store.commit("gate", epoch, Batch("00" * 8, 0, [FrameResult(0, 1, "matched", "fused", 900, 20)])) > 0
@@ -133,7 +150,8 @@ class Store:
     0
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock = SYSTEM, *, owner: str = "") -> None:
+        self._clock, self.owner = clock, owner
         try:
             memory = sa.engine.make_url(url).database in (None, "", ":memory:") and url.startswith("sqlite")
             extra: dict[str, Any] = {"poolclass": sa.pool.StaticPool} if memory else {}
@@ -147,10 +165,13 @@ class Store:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_immediate)
-        with self._transaction("open the database"):
+        with self.transaction("open the database"):
             pass
         try:
             _meta.create_all(self._engine)
+            for table in _meta.tables.values():  # a database of before has its tables, and not all of their indexes
+                for index in table.indexes:
+                    index.create(self._engine, checkfirst=True)
         except sa.exc.SQLAlchemyError as error:
             raise StoreError("cannot create the tables", got=_reason(error)) from error
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
@@ -159,9 +180,14 @@ class Store:
         self._group = GroupCommit(self._commit_all)
 
     def claim(self, camera: str) -> int:
-        """Become the owner of a camera: the new epoch, higher than every one before."""
-        with self._transaction("claim a camera") as connection:
-            now = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera))
+        """Become the owner of a camera: the new epoch, higher than every one before. FencedError where another process
+        holds the lease of its shard."""
+        with self.transaction("claim a camera") as connection:
+            lease = sa.select(leases.c.owner).where(leases.c.shard == shard_of(camera)).with_for_update()
+            owner = connection.scalar(lease)
+            if owner not in (None, self.owner):
+                raise FencedError(f"the shard of {camera} has another owner", got=self.owner, allowed=owner)
+            now = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera).with_for_update())
             epoch = (now or 0) + 1
             statement: Any = cameras.insert().values(camera=camera, epoch=epoch)
             if now is not None:
@@ -171,7 +197,7 @@ class Store:
 
     def last_seq(self, camera: str, session: str) -> int | None:
         """The last frame committed (or given up) of a session; None for one that is new."""
-        with self._transaction("read a session") as connection:
+        with self.transaction("read a session") as connection:
             found: int | None = connection.scalar(
                 sa.select(sessions.c.last_seq).where(sessions.c.camera == camera, sessions.c.session == session)
             )
@@ -185,11 +211,11 @@ class Store:
         return self._group.commit(_Request(camera, epoch, batch))
 
     def _commit_all(self, requests: Sequence[_Request]) -> list[int | StoreError]:
-        with self._transaction("commit results") as connection:
+        with self.transaction("commit results") as connection:
             named = {request.camera for request in requests}
             found = connection.execute(_EPOCHS, {"named": sorted(named)})
             owners = {row.camera: row.epoch for row in found}
-            committed_ns = time.time_ns()
+            committed_ns = self._clock.utc_ns()
             answers: list[int | StoreError] = []
             kept: list[_Request] = []
             for request in requests:
@@ -217,18 +243,18 @@ class Store:
         query = sa.select(sa.func.count()).select_from(frames).where(frames.c.camera == camera)
         if session is not None:
             query = query.where(frames.c.session == session)
-        with self._transaction("count frames") as connection:
+        with self.transaction("count frames") as connection:
             return int(connection.scalar(query) or 0)
 
     def latest_actions(self, camera: str, limit: int = 20) -> list[dict[str, Any]]:
         """The newest actions of a camera, newest first."""
         query = sa.select(actions).where(actions.c.camera == camera).order_by(actions.c.end_seq.desc()).limit(limit)
-        with self._transaction("read actions") as connection:
+        with self.transaction("read actions") as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def ping(self) -> None:
         """Raises StoreError if the database does not answer."""
-        with self._transaction("reach the database") as connection:
+        with self.transaction("reach the database") as connection:
             connection.execute(sa.select(1))
 
     def prune(self, older_than_ns: int) -> int:
@@ -236,7 +262,7 @@ class Store:
 
         By this server's clock: a camera that believes in 1970 would lose each result within the hour.
         """
-        with self._transaction("prune old results") as connection:
+        with self.transaction("prune old results") as connection:
             for row in connection.execute(_old_ranges(older_than_ns)).all():
                 connection.execute(
                     tracks.delete().where(
@@ -249,7 +275,7 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self, what: str) -> Iterator[sa.Connection]:
+    def transaction(self, what: str) -> Iterator[sa.Connection]:
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -332,8 +358,11 @@ _ROWS: dict[sa.Table, Callable[[_Request, int], Iterator[dict[str, Any]]]] = {
     tracks: _track_rows,
     actions: _action_rows,
 }
-_EPOCHS = sa.select(cameras.c.camera, cameras.c.epoch).where(
-    cameras.c.camera.in_(sa.bindparam("named", expanding=True))
+_EPOCHS = (
+    sa.select(cameras.c.camera, cameras.c.epoch)
+    .where(cameras.c.camera.in_(sa.bindparam("named", expanding=True)))
+    .order_by(cameras.c.camera)
+    .with_for_update()
 )
 
 

@@ -24,12 +24,13 @@ from typing import Any
 import structlog
 
 from scene_edge.codec.errors import PacketError, SeiError, StoreError
-from scene_edge.codec.identity import session_hex
+from scene_edge.codec.identity import MAX_FRAME_SEQ, session_hex
 from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
 from scene_edge.codec.planes import MAX_SIDE
 from scene_edge.codec.sei import ANCHOR_UUID, strip_sei
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoMessage
+from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.pictures import PicturePipeline
 from scene_edge.server.session import Publish, SessionWorker
@@ -72,10 +73,11 @@ class CameraWorker:
         pictures: PicturesFactory,
         publish: Publish,
         stop: threading.Event,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.camera, self.state = camera, state
         self._config, self._store, self._make_pictures = config, store, pictures
-        self._publish, self._stop = publish, stop
+        self._publish, self._stop, self._clock = publish, stop, clock
         self._topics = Topics(camera)
         self._epoch = store.claim(camera)
         self._pictures = pictures(state)
@@ -101,6 +103,7 @@ class CameraWorker:
             self._on_birth(message.payload)
         elif message.leaf == "ledger" and (ledger := self._json(message.payload, "ledger_corrupt")) is not None:
             self.state.told_ledger(ledger)
+            self._note_held(ledger)
         # The stamp of this message, not the present: a backlog behind it may hold the packet that is waited for.
         self._advance(message.arrived_s)
 
@@ -185,6 +188,16 @@ class CameraWorker:
         if birth.get("semantics") is True:
             self._prepare(birth.get("bundle"), birth.get("width"), birth.get("height"))
 
+    def _note_held(self, ledger: Mapping[str, Any]) -> None:
+        """What the camera may still send, session by session. Only the session that runs can speak for the others."""
+        held = ledger.get("held")
+        if not isinstance(held, dict) or ledger.get("session") != self._birth.get("session"):
+            return
+        for session in self._sessions:
+            first_seq = held.get(session.name, MAX_FRAME_SEQ + 1)
+            if isinstance(first_seq, int) and not isinstance(first_seq, bool) and first_seq >= 0:
+                session.joiner.camera_holds(first_seq)
+
     @staticmethod
     def _names_session(birth: Mapping[str, Any]) -> bool:
         name = birth.get("session")
@@ -261,6 +274,7 @@ class CameraWorker:
             resumed=resumed,
             # Of an earlier session nobody says it: most likely the camera did then what it does now.
             expect_semantics=self._birth.get("semantics") is True,
+            clock=self._clock,
         )
         if runs:
             self._live = session

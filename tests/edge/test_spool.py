@@ -370,3 +370,16 @@ def test_a_spool_does_what_a_list_would(kind: str, steps: list[tuple[str, int, i
         spool.close()
         assert bench.heard.given_up == []
         assert bench.heard.degraded == []
+
+
+def test_what_may_still_be_sent_is_told_by_session(bench: Bench) -> None:
+    spool = bench.open()
+    assert spool.held() == {SESSION: 0}
+    spool.put([record(0)])
+    spool.put([Record("semantic", b"x", 9)])
+    spool.put([replace(item, taken_ns=(1, 2) if item.frames else (), last_frame=4) for item in fragments(6)])
+    assert spool.held() == {SESSION: 0}
+    spool.acknowledge(SESSION, 0)
+    assert spool.held() == {SESSION: 3}, "two frames, in fragments, in which semantics ride that reach to 6"
+    spool.acknowledge(SESSION, 9)
+    assert spool.held() == {SESSION: 5}, "the next one that may come"

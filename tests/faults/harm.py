@@ -1,7 +1,8 @@
-"""The faults of the list, each as something done to a stage: F1, F2, F7, F8. `times` is how often."""
+"""The faults of the list, each as something done to a stage: F1, F2, F7, F8, F9. `times` is how often."""
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,25 @@ def kill_server(stage: Stage, times: int) -> None:
         stage.kill_server()
         stage.start_server()
         stage.until_more()
+
+
+def suspend_owner(stage: Stage, times: int) -> None:
+    """SIGSTOP for two leases, until the standby has taken over, and SIGCONT."""
+    while len(stage.servers) < 2:
+        stage.start_server()
+    for _ in range(times):
+        stage.until(lambda: stage.owner() is not None, "an owner")
+        owner = stage.owner()
+        assert owner is not None
+        owner.send_signal(signal.SIGSTOP)
+        while stage.is_locked():  # stopped in the middle of a commit it would hold SQLite's lock for ever
+            owner.send_signal(signal.SIGCONT)
+            linger(0.05)
+            owner.send_signal(signal.SIGSTOP)
+        stage.until(lambda before=owner: stage.owner() not in (None, before), "a takeover")  # type: ignore[misc]
+        stage.until_more()
+        owner.send_signal(signal.SIGCONT)
+        stage.until_more(20)
 
 
 def with_line(line: Line, seconds: float) -> Callable[[Stage, int], None]:
@@ -111,6 +131,7 @@ def faults(clock: JumpingClock) -> list[Fault]:
     return [
         Fault("F1", "kill -9 of the broker", kill_broker, 20),
         Fault("F2", "kill -9 of the server", kill_server, 20),
+        Fault("F9", "SIGSTOP of the server that owns the shards, beside a standby, and SIGCONT", suspend_owner, 10),
         Fault("F7 off/on", "the line is down for 2 s", with_line(Line(up=False), 2.0), 10),
         Fault("F7 outage", "the line is down for 8 s, and thin when it is back", outage, 3),
         Fault("F7 slow", "600 +- 50 ms there and back, 2 % loss", slow_line, 5),

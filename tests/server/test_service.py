@@ -217,7 +217,7 @@ def test_a_broker_that_comes_back_empty_is_subscribed_to_again(tmp_path: Path, b
                 client.send(leaf, payload)
             until(lambda: client.acked() == GOP - 1, "the first GOP's acknowledgement")
             client.close()
-        until(lambda: not server.ingest.connected, "the end of the connection")
+        until(lambda: not server.connected, "the end of the connection")
         with LocalBroker(tmp_path, kind="mosquitto", port=port) as broker:
             server.wait_connected(PATIENCE_S)
             client = Client(broker.port)
@@ -240,8 +240,8 @@ def test_foreign_and_bad_messages_are_counted_and_change_nothing(tmp_path: Path,
             (client.topics.status, b"", True),
         ):
             client._client.publish(topic, payload, 1, retain).wait_for_publish(PATIENCE_S)
-        until(lambda: sum(server.ingest.dropped.values()) == 3, "the counts")
-        assert server.ingest.dropped == {"bad_topic": 2, "too_large": 1}
+        until(lambda: sum(server.dropped.values()) == 3, "the counts")
+        assert server.dropped == {"bad_topic": 2, "too_large": 1}
         assert server.hub.cameras() == []
         client.close()
 
