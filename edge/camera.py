@@ -212,6 +212,7 @@ class Camera:
                 "encoder": self._encoder.name if self._encoder else "",
                 "engine": self._networks.engines,
                 "semantics": pipeline.semantics_on,
+                "tells_held": True,
                 "bundle": _bundle(semantics.bundle.name, semantics.bundle.digest) if semantics else None,
                 "scene_bundle": _bundle(scene.bundle.name, scene.bundle.digest) if scene else None,
                 "degraded": list(self.degraded),

@@ -35,6 +35,7 @@ REFUSALS = 5
 REFUSED_WITHIN_S = 5.0
 """A broker that refuses closes the connection at once; a link that is dead shows at the next keep-alive."""
 
+MORE_AFTER_NS = 500_000_000
 UNREADABLE_WAIT_S = 1.0
 MAX_PATIENCE = 16.0
 
@@ -54,21 +55,23 @@ class _Way:
 
 class BackfillPace:
     """How many records of a backlog may be without an answer: one more for each answer that comes soon, half for one
-    that does not (TCP's way, with the server's queue as what must not grow)."""
+    that does not (TCP's way, with the server's queue as what must not grow).
 
-    FIRST = 4
+    Never less than `LEAST`: a picture is not answered before its semantics are there, which come behind its GOP."""
+
+    LEAST = 8
     SOON_NS = 400_000_000
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self.room = min(self.FIRST, most)
+        self._most, self._least = most, min(self.LEAST, most)
+        self.room = self._least
         self._halved_ns = 0
 
     def answered(self, sent_ns: int, now_ns: int) -> None:
         if now_ns - sent_ns <= self.SOON_NS:
             self.room = min(self.room + 1, self._most)
         elif sent_ns >= self._halved_ns:  # else it was under way when the last one told the same
-            self.room, self._halved_ns = max(1, self.room // 2), now_ns
+            self.room, self._halved_ns = max(self._least, self.room // 2), now_ns
 
 
 class Dispatcher:
@@ -187,14 +190,21 @@ class Dispatcher:
     def _next(self) -> Record | None:
         live = self._first(self._live)
         oldest = self._spool.next_after(0, Lane.LIVE)
-        room = self._pace.room if self._parting == len(self._spool.own) else UNANSWERED
+        room = self._room(self._live) if self._parting == len(self._spool.own) else UNANSWERED
         if live is not None and oldest is not None and live.record_id - oldest.record_id >= room:
             live = None
         if live is None or self._live_in_a_row >= LIVE_FOR_EACH_BACKFILL:
             record, oldest = self._first(self._backfill), self._spool.next_after(0, Lane.BACKFILL)
-            if record is not None and oldest is not None and record.record_id - oldest.record_id < self._pace.room:
+            room = self._room(self._backfill)
+            if record is not None and oldest is not None and record.record_id - oldest.record_id < room:
                 return record
         return live
+
+    def _room(self, way: _Way) -> int:
+        """What of a backlog may be without an answer. One that stays away may wait for what comes next, fragments or
+        semantics: so the room grows with the silence."""
+        silent_ns = self._clock.now_ns() - way.progress_ns
+        return min(self._pace.room + BackfillPace.LEAST * (silent_ns // MORE_AFTER_NS), self._config.window)
 
     def _first(self, way: _Way) -> Record | None:
         if self._clock.now_ns() < way.blocked_until_ns:

@@ -136,9 +136,6 @@ class Ingest:
         self._client.disconnect()
         self._client.loop_stop()
         self._ready.clear()
-        client = self._client  # its callbacks refer to us: without them it goes at once, and its sockets with it
-        client.on_connect = client.on_connect_fail = client.on_subscribe = None
-        client.on_disconnect = client.on_message = None
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:

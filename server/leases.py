@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -25,6 +26,8 @@ from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.store import Store, cameras, leases, owners
 
 STEPS_A_LEASE = 4
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +133,23 @@ class Leases:
 
     def _ranged(self) -> sa.ColumnElement[bool]:
         return leases.c.shard.between(self._shards[0], self._shards[-1])
+
+
+class Tenure(Generic[T]):
+    """What runs while the leases are ours: `enter` begins it, `leave` ends it. One thread calls `follow`."""
+
+    def __init__(self, leases: Leases, enter: Callable[[], T], leave: Callable[[T], None]) -> None:
+        self._leases, self._enter, self._leave = leases, enter, leave
+        self.current: T | None = None
+
+    def follow(self) -> None:
+        """See who the owner is, and act on it."""
+        held = self._leases.step()
+        if held and self.current is None:
+            self.current = self._enter()
+        elif not held and self.current is not None:
+            ended, self.current = self.current, None
+            self._leave(ended)
 
 
 def new_owner() -> str:

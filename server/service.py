@@ -22,7 +22,7 @@ from scene_edge.server.engine import Engine, LocalEngine
 from scene_edge.server.fusion import BundleShelf
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
-from scene_edge.server.leases import Leases, new_owner
+from scene_edge.server.leases import Leases, Tenure, new_owner
 from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factory
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Store
@@ -84,7 +84,7 @@ class Server:
         self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
         self.store = Store(config.database, owner=new_owner())
         self._leases = Leases(self.store, config.ownership.shard_range, config.ownership.lease_s)
-        self._office: _Office | None = None
+        self._tenure = Tenure(self._leases, self._enter_office, self._leave_office)
         self._in_office = threading.Event()
         self._store_answer = "ok"  # it was opened just now
         self._missing: dict[str, str] = {}
@@ -122,20 +122,20 @@ class Server:
     @property
     def connected(self) -> bool:
         """Owner of the shards, connected and subscribed."""
-        office = self._office
+        office = self._tenure.current
         return office is not None and office.ingest.connected
 
     @property
     def dropped(self) -> dict[str, int]:
         """Messages that never reached a worker, by reason, since this server became the owner."""
-        office = self._office
+        office = self._tenure.current
         return office.ingest.dropped if office is not None else {}
 
     def wait_connected(self, timeout_s: float) -> None:
         """Raises TransportError if this server does not become the owner, or the broker does not answer, in time."""
         deadline_s = time.monotonic() + timeout_s
         self._in_office.wait(timeout_s)
-        office = self._office
+        office = self._tenure.current
         if office is None:
             raise TransportError("another server owns the shards", got=f"no lease after {timeout_s:g} s")
         if not office.ingest.wait_connected(max(0.0, deadline_s - time.monotonic())):
@@ -145,7 +145,7 @@ class Server:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything that came is committed."""
-        office, deadline_s = self._office, time.monotonic() + timeout_s
+        office, deadline_s = self._tenure.current, time.monotonic() + timeout_s
         if office is None:
             return True
         return office.ingest.settled(timeout_s) and office.engine.drain(max(0.0, deadline_s - time.monotonic()))
@@ -154,7 +154,7 @@ class Server:
         self.hub.stop()
         if self._keeper.is_alive():
             self._keeper.join()
-        office = self._office
+        office = self._tenure.current
         if office is not None:
             office.engine.close()  # first, so that the last acknowledgements still go out
             office.ingest.stop()
@@ -173,31 +173,32 @@ class Server:
             self._follow_leases()
 
     def _follow_leases(self) -> None:
-        """In office while the leases are ours. The one client id of all servers is the broker's fence: whoever connects
-        under it gets what waits there, and ends the connection of the one before."""
-        held = self._leases.step()
-        if held and self._office is None:
-            limits = self.config.limits
-            engine = LocalEngine(
-                self._make_worker, max_cameras=limits.max_cameras, queue_messages=limits.queue_messages
-            )
-            ingest = Ingest(self.config.broker, engine, limits, self.hub, self.config.ownership.shard_range)
-            self._office = _Office(engine, ingest)
-            ingest.start()
+        self._tenure.follow()
+        office = self._tenure.current
+        if office is not None and not self._in_office.is_set():
+            office.ingest.start()
             self._in_office.set()
-        elif not held and self._office is not None:
-            self._in_office.clear()
-            office, self._office = self._office, None
-            office.ingest.stop()
-            office.engine.close()
-        self.hub.role = "owner" if held else "standby"
+        self.hub.role = "owner" if self._leases.held else "standby"
+
+    def _enter_office(self) -> _Office:
+        """The one client id of all servers is the broker's fence: whoever connects under it gets what waits there, and
+        ends the connection of the one before."""
+        limits = self.config.limits
+        engine = LocalEngine(self._make_worker, max_cameras=limits.max_cameras, queue_messages=limits.queue_messages)
+        ingest = Ingest(self.config.broker, engine, limits, self.hub, self.config.ownership.shard_range)
+        return _Office(engine, ingest)
+
+    def _leave_office(self, office: _Office) -> None:
+        self._in_office.clear()
+        office.ingest.stop()
+        office.engine.close()
 
     def _broker_answer(self) -> str:
-        return "ok" if self._office is None or self.connected else "not connected"
+        return "ok" if self._tenure.current is None or self.connected else "not connected"
 
     def _publish(self, topic: str, payload: bytes, qos: int) -> None:
         """What a server out of office would say is not said."""
-        office = self._office
+        office = self._tenure.current
         if office is not None:
             office.ingest.publish(topic, payload, qos)
 

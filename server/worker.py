@@ -44,6 +44,9 @@ MAX_EARLIER = 2
 EARLIER_IDLE_S = 10.0
 """An earlier session of which nothing has come for so long is closed, with its networks."""
 
+UNBORN_GAP_S = 60.0
+"""For so long at least a gap is awaited of a camera whose birth has not come yet."""
+
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
 
 PicturesFactory = Callable[[CameraState], PicturePipeline]
@@ -179,6 +182,8 @@ class CameraWorker:
             return
         self._birth = birth
         self.state.told_birth(birth)
+        for session in self._sessions:
+            self._await_word(session)
         if self._live is not None:
             if birth.get("session") == self._live.name:
                 self._live.birth = birth
@@ -187,6 +192,14 @@ class CameraWorker:
                 self._retire()
         if birth.get("semantics") is True:
             self._prepare(birth.get("bundle"), birth.get("width"), birth.get("height"))
+
+    def _await_word(self, session: SessionWorker) -> None:
+        """A camera that tells what it holds may hold all of it, until it has. After a restart of ours its birth, which
+        says so, may come behind its frames."""
+        if self._birth.get("tells_held") is True:
+            session.joiner.camera_holds(0)
+        gap_s = self._config.join.gap_ms / 1000
+        session.joiner.gap_s = gap_s if self._birth else max(gap_s, UNBORN_GAP_S)
 
     def _note_held(self, ledger: Mapping[str, Any]) -> None:
         """What the camera may still send, session by session. Only the session that runs can speak for the others."""
@@ -276,6 +289,7 @@ class CameraWorker:
             expect_semantics=self._birth.get("semantics") is True,
             clock=self._clock,
         )
+        self._await_word(session)
         if runs:
             self._live = session
             session.birth = self._birth if self._birth.get("session") == name else {}

@@ -128,6 +128,34 @@ def test_what_would_wait_behind_a_gap_without_end_is_not_taken_and_comes_again()
     assert [row[0] for row in bench.rows(camera)] == list(range(12 * GOP))
 
 
+def test_a_camera_that_will_say_what_it_holds_is_waited_for() -> None:
+    """Its ledger is lost where its line goes down, or the server was away: its birth is not."""
+    bench, camera = Bench(None), FakeCamera(None, frames=3 * GOP)
+    bench.feed([("birth", camera.birth(tells_held=True)), *messages(camera, *range(GOP), *range(2 * GOP, 3 * GOP))])
+    bench.now_s += 300
+    bench.worker.tick(bench.now_s)
+    assert max(ack["seq"] for ack in bench.acks() if "seq" in ack) == GOP - 1
+    bench.feed([ledger(camera, {camera.session: 2 * GOP})])
+    bench.settle()
+    assert bench.acks()[-1]["seq"] == 3 * GOP - 1
+
+
+def test_a_birth_that_comes_behind_the_frames_is_waited_for() -> None:
+    """What a broker kept for a server that was away comes before what it retained."""
+    old, camera = Bench(None), FakeCamera(None, frames=3 * GOP)
+    old.feed([("birth", camera.birth()), *messages(camera, *range(GOP))])
+    old.settle()
+    bench = Bench(None, store=old.store)
+    bench.feed(messages(camera, *range(2 * GOP, 3 * GOP)))
+    bench.now_s += 20
+    bench.worker.tick(bench.now_s)
+    assert not [ack for ack in bench.acks() if ack.get("seq", 0) >= GOP]
+    bench.feed([("birth", camera.birth(tells_held=True))])
+    bench.now_s += 300
+    bench.worker.tick(bench.now_s)
+    assert not bench.worker.idle
+
+
 def test_nonsense_about_what_is_held_changes_nothing() -> None:
     bench, camera = Bench(None), FakeCamera(None, frames=GOP)
     bench.feed([("birth", camera.birth()), *messages(camera, 0, 2)])

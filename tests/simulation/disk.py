@@ -83,9 +83,9 @@ def spool_file_on(disk: Disk) -> type[SpoolFile]:
 class SimulatedStore(Store):
     """Results on that disk."""
 
-    def __init__(self, url: str, clock: Clock, disk: Disk) -> None:
+    def __init__(self, url: str, clock: Clock, disk: Disk, *, owner: str) -> None:
         self._disk = disk
-        super().__init__(url, clock)
+        super().__init__(url, clock, owner=owner)
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[sa.Connection]:

@@ -22,9 +22,11 @@ from tests.simulation.world import Life, World
 
 HARM_S, MORE_S, HEAL_S = 24.0, 3.0, 300.0
 MAX_FAULTS = 14
+LEASE_S = 2.0
 UTC_TOLERANCE_NS = 1_000_000
 """Within a message the UTC offset stands still until it has moved by so much (edge/batch.py)."""
 
+WRITTEN = "select epoch from frames where camera = ?"
 JUMPS_NS = (3600 * 10**9, -3600 * 10**9, 86_400 * 10**9, -86_400 * 10**9, None)
 
 
@@ -53,8 +55,12 @@ class System:
         self.broker.lossy = random.choice([0.0, 0.0, 0.01, 0.05])
         self.broker.doubling = random.choice([0.0, 0.0, 0.02, 0.2])
         join = {"gap_ms": random.choice([2_000, 10_000]), "deadline_ms": random.choice([500, 3000])}
-        config = ServerConfig.model_validate({"join": join})
-        self.server = ServerActor(world, self.broker, self.database, config)
+        config = ServerConfig.model_validate({"join": join, "ownership": {"lease_s": LEASE_S}})
+        living: set[str] = set()
+        self.servers = [
+            ServerActor(world, self.broker, self.database, config, f"server-{number + 1}", living)
+            for number in range(random.choice([1, 2]))
+        ]
         self.cameras = []
         for number in range(random.choice([1, 1, 2])):
             settings = [f"mqtt.video_batch_ms={random.choice([0, 200, 500])}"]
@@ -65,9 +71,8 @@ class System:
             self.cameras.append(CameraActor(world, self.broker, f"gate-{number + 1}", folder, settings=settings))
 
     def start(self) -> None:
-        self.server.start()
-        for camera in self.cameras:
-            camera.start()
+        for actor in (*self.servers, *self.cameras):
+            actor.start()
 
     def plan_harm(self) -> None:
         random = self.world.random
@@ -84,7 +89,7 @@ class System:
         self.world.note("all is well")
         self.broker.lossy = self.broker.doubling = 0.0
         self.broker.start(forgetful=False)
-        for actor in (self.server, *self.cameras):
+        for actor in (*self.servers, *self.cameras):
             actor.line_up, actor.delay_s = True, 0.002
             if actor.line is not None:
                 actor.line.delay_s = actor.delay_s
@@ -98,8 +103,12 @@ class System:
 
     @property
     def settled(self) -> bool:
-        return self.server.idle and all(
-            camera.life.alive and camera.spool is not None and not camera.spool.counts().records
+        return any(server.idle for server in self.servers) and all(
+            camera.life.alive
+            and camera.spool is not None
+            and not camera.spool.counts().records
+            and camera.camera is not None
+            and not camera.camera.ledger.snapshot().in_pipeline  # it may stand still with a message open
             for camera in self.cameras
         )
 
@@ -108,7 +117,7 @@ class System:
 
 
 def _any_end(system: System) -> CameraActor | ServerActor:
-    return system.world.random.choice([system.server, *system.cameras])
+    return system.world.random.choice([*system.servers, *system.cameras])
 
 
 def _restart_later(system: System, life: Life, start: Callable[[], None]) -> None:
@@ -141,11 +150,11 @@ def _reboot(system: System, camera: CameraActor) -> None:
 
 
 def kill_server(system: System) -> None:
-    system.world.kill(system.server.life)
+    system.world.kill(system.world.random.choice(system.servers).life)
 
 
 def doom_server(system: System) -> None:
-    system.server.life.doom = system.world.random.randrange(60)
+    system.world.random.choice(system.servers).life.doom = system.world.random.randrange(60)
 
 
 def kill_broker(system: System) -> None:
@@ -215,7 +224,7 @@ def clock_jumps(system: System) -> None:
 def suspend(system: System) -> None:
     """SIGSTOP, and SIGCONT later."""
     random = system.world.random
-    life = random.choice([system.server.life, *(camera.life for camera in system.cameras)])
+    life = random.choice([*system.servers, *system.cameras]).life
     seconds = 12 * random.random() ** 2
     system.world.note(f"{life.name} stands still for {seconds:.1f} s")
     system.world.hold(life)
@@ -263,8 +272,9 @@ def play(seed: int) -> Verdict:
             for camera in system.cameras:
                 if isinstance(camera.spool, SqliteSpool):
                     camera.spool._file.close()
-            if system.server.store is not None:
-                system.server.store.close()
+            for server in system.servers:
+                if server.store is not None:
+                    server.store.close()
         return Verdict(seed, world.trace, violations, counts, system.harm, world.now_s, world.events)
 
 
@@ -293,6 +303,10 @@ def _judge_camera(camera: CameraActor, results: sqlite3.Connection, counts: Coun
     known = {session_hex(session): book for session, book in camera.books.items()}
     if unknown := set(stored) - set(known):
         yield f"unexpected sessions {unknown}"
+    epochs = [epoch for (epoch,) in results.execute(f"{WRITTEN} order by rowid", (camera.name,))]
+    if epochs != sorted(epochs):
+        yield "an owner of before has written behind the one after it"
+    counts["owners"] += len(set(epochs))
     sql = "select session, last_seq, missing_video from sessions where camera = ?"
     for session, last_seq, missing in results.execute(sql, (camera.name,)):
         rows = stored.get(session, {})

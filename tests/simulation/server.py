@@ -1,9 +1,10 @@
-"""A server that is started, killed and started again on one database: ingest, engine, workers, join, decoder, store."""
+"""Servers that are started, killed and started again on one database: leases, ingest, engine, workers, join, store."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from scene_edge.server.config import ServerConfig
 from scene_edge.server.engine import START_RETRY_S, InlineEngine
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
+from scene_edge.server.leases import Leases, Tenure
 from scene_edge.server.pictures import Analytics, PicturePipeline
 from scene_edge.server.state import CameraState
 from scene_edge.server.worker import CameraWorker
@@ -131,11 +133,21 @@ class SimulatedClient:
             self._send(number, message)
 
 
+@dataclass
+class Office:
+    """What runs while a server owns the shards."""
+
+    engine: InlineEngine
+    ingest: Ingest
+    stop: WorldEvent
+    workers: dict[str, CameraWorker] = field(default_factory=dict)
+
+
 class ServerActor:
-    """Restarts by itself, as under systemd."""
+    """Restarts by itself, as under systemd. `living` has the names of all owners that run, as the system knows them."""
 
     def __init__(
-        self, world: World, broker: Broker, database: Path, config: ServerConfig, name: str = "server"
+        self, world: World, broker: Broker, database: Path, config: ServerConfig, name: str, living: set[str]
     ) -> None:
         self.world, self.broker, self.name, self.config = world, broker, name, config
         self.url = f"sqlite:///{database}"
@@ -144,8 +156,9 @@ class ServerActor:
         self.line_up, self.delay_s = True, 0.002
         self.line: Line | None = None
         self.life = Life(name, lambda: None, alive=False)
-        self.workers: dict[str, CameraWorker] = {}
         self.store: SimulatedStore | None = None
+        self.tenure: Tenure[Office] | None = None
+        self._living, self._starts, self._owner = living, 0, ""
 
     def start(self) -> None:
         if self.life.alive:
@@ -155,41 +168,80 @@ class ServerActor:
         self.world.at(0, self.life, self._boot)
 
     def _boot(self) -> None:
+        self._starts += 1
+        self._owner = f"{self.name}-{self._starts}"
+        self._living.add(self._owner)
         try:
-            self.store = SimulatedStore(self.url, self.clock, self.disk)
+            self.store = SimulatedStore(self.url, self.clock, self.disk, owner=self._owner)
         except StoreError:
             self.world.kill(self.life)
             return
-        self._stop = WorldEvent(self.world)
-        engine = self._engine = InlineEngine(self._make_worker)
+        settings = self.config.ownership
+        self._leases = Leases(
+            self.store,
+            settings.shard_range,
+            settings.lease_s,
+            clock=self.clock,
+            is_gone=lambda owner: owner not in self._living,
+        )
+        self.tenure = Tenure(self._leases, self._enter, self._leave)
+        self._follow()
+        self._tick()
+
+    def _follow(self) -> None:
+        """As the thread of the leases does."""
+        assert self.tenure is not None
+        self.world.at(self._leases.period_s, self.life, self._follow)
+        before = self.tenure.current
+        self.tenure.follow()
+        office = self.tenure.current
+        if office is not None and office is not before:
+            self.world.note(f"{self.name} is the owner")
+            office.ingest.start()
+
+    def _enter(self) -> Office:
+        engine = InlineEngine(self._make_worker)
         client = SimulatedClient(self, self.life, self.config.broker.client_id)
         limits = self.config.limits.model_copy(update={"messages_per_s": 10_000.0})  # no door closes, so no thread runs
-        self._ingest = Ingest(
-            self.config.broker, engine, limits, Hub(), client=cast(mqtt.Client, client), clock=self.clock
-        )
-        self._ingest.start()
-        self._tick()
+        ingest = Ingest(self.config.broker, engine, limits, Hub(), client=cast(mqtt.Client, client), clock=self.clock)
+        return Office(engine, ingest, WorldEvent(self.world))
+
+    def _leave(self, office: Office) -> None:
+        self.world.note(f"{self.name} is the owner no more")
+        office.ingest.stop()
+        office.engine.close()
 
     def _ended(self) -> None:
         if self.line is not None:
             self.line.cut(1.0)
         if self.store is not None:
             self.store._engine.dispose()
-        self.store, self.workers = None, {}
+        self._living.discard(self._owner)
+        self.store = self.tenure = None
         self.world.at(RESTART_S * self.world.random.random(), None, self.start)
 
     def _tick(self) -> None:
         self.world.at(TICK_S, self.life, self._tick)
-        self._engine.tick(self.clock.now_s())
+        if self.tenure is not None and self.tenure.current is not None:
+            self.tenure.current.engine.tick(self.clock.now_s())
 
     @property
     def idle(self) -> bool:
-        return self.life.alive and all(worker.idle for worker in self.workers.values())
+        """The owner, with nothing to do."""
+        office = self.tenure.current if self.tenure is not None else None
+        return self.life.alive and office is not None and all(worker.idle for worker in office.workers.values())
+
+    def _publish(self, topic: str, payload: bytes, qos: int) -> None:
+        if self.tenure is not None and self.tenure.current is not None:
+            self.tenure.current.ingest.publish(topic, payload, qos)
 
     def _make_worker(self, camera: str, _stop: threading.Event) -> CameraWorker:
         """As the engine with threads does: until the store answers."""
         state = CameraState(camera)
         assert self.store is not None
+        assert self.tenure is not None
+        office = self.tenure.current
+        assert office is not None
 
         def pictures(shown: CameraState) -> PicturePipeline:
             return PicturePipeline(shown, Analytics(None, None, [], 5.0), None)
@@ -197,10 +249,11 @@ class ServerActor:
         while True:
             try:
                 worker = CameraWorker(
-                    camera, self.config, self.store, state, pictures, self._ingest.publish, self._stop, self.clock
+                    camera, self.config, self.store, state, pictures, self._publish, office.stop, self.clock
                 )
             except StoreError:
-                self.world.sleep(START_RETRY_S)
+                if office.stop.wait(START_RETRY_S):
+                    raise
                 continue
-            self.workers[camera] = worker
+            office.workers[camera] = worker
             return worker
