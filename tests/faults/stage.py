@@ -192,12 +192,11 @@ class Stage:
 
     def _stored(self, camera: Camera) -> tuple[list[int], list[int]]:
         """What the server has, numbered as the camera's encoder did over all sessions, and under which epochs."""
-        rows: list[tuple[int, int]] = []
+        first = {f"{session:016x}": frames for session, frames in camera.sessions.items()}
         with self._results() as results:
-            for session, first in camera.sessions.items():
-                sql = "select seq, epoch from frames where session = ? order by rowid"
-                rows += [(first + seq, epoch) for seq, epoch in results.execute(sql, (f"{session:016x}",))]
-        return sorted(number for number, _ in rows), [epoch for _, epoch in rows]
+            rows = results.execute("select session, seq, epoch from frames order by rowid").fetchall()
+        numbers = sorted(first[session] + seq for session, seq, _ in rows)
+        return numbers, [epoch for *_, epoch in rows]
 
     def order(self) -> list[int]:
         """What the server has, in the order in which it was committed: the number of the session, from 0, of each."""

@@ -135,11 +135,11 @@ async def steady(size: Size, step: Step) -> Outcome:
 
 
 async def broker_restart(size: Size, step: Step) -> Outcome:
-    """L3."""
+    """L3. With few records: it is the connections that are the load."""
     outcome = Outcome()
     with stage() as made:
         await ready(made)
-        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE)
+        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE / 10)
         step(0.0, "cameras come")
         await fleet.start()
         await fleet.warm()
