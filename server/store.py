@@ -191,9 +191,7 @@ class Store:
     def commit(self, camera: str, epoch: int, batch: Batch) -> int:
         """Write a batch durably, all or nothing; the time of the commit in ns. FencedError for an older epoch."""
         with self.transaction("commit results") as connection:
-            owner = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera).with_for_update())
-            if owner != epoch:
-                raise FencedError(f"camera {camera} has a newer owner", got=f"epoch {epoch}", allowed=f"epoch {owner}")
+            self._check_owner(connection, camera, epoch)
             committed_ns = self._clock.utc_ns()
             key = {"camera": camera, "session": batch.session}
             self._upsert_session(connection, key, batch, committed_ns)
@@ -238,6 +236,11 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _check_owner(self, connection: sa.Connection, camera: str, epoch: int) -> None:
+        now = connection.scalar(sa.select(cameras.c.epoch).where(cameras.c.camera == camera).with_for_update())
+        if now != epoch:
+            raise FencedError(f"camera {camera} has a newer owner", got=f"epoch {epoch}", allowed=f"epoch {now}")
+
     def _insert_once(self, table: sa.Table) -> Any:
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         return dialect.insert(table).on_conflict_do_nothing()
@@ -246,12 +249,14 @@ class Store:
         where = (sessions.c.camera == key["camera"], sessions.c.session == key["session"])
         birth = json.dumps(dict(batch.birth), sort_keys=True)
         update = sessions.update().where(*where)
+        # A commit that was reported as failed may stand all the same, and is tried again.
+        is_new = sessions.c.last_seq < batch.last_seq
         if batch.birth:  # an earlier session has none to tell: what it told then stays
             update = update.values(birth=birth)
         updated = connection.execute(
             update.values(
-                last_seq=sa.case((sessions.c.last_seq > batch.last_seq, sessions.c.last_seq), else_=batch.last_seq),
-                missing_video=sessions.c.missing_video + batch.missing_video,
+                last_seq=sa.case((is_new, batch.last_seq), else_=sessions.c.last_seq),
+                missing_video=sessions.c.missing_video + sa.case((is_new, batch.missing_video), else_=0),
             )
         )
         if not updated.rowcount:
