@@ -174,9 +174,8 @@ class Store:
                     index.create(self._engine, checkfirst=True)
         except sa.exc.SQLAlchemyError as error:
             raise StoreError("cannot create the tables", got=_reason(error)) from error
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        self._upsert_sessions = _upsert(dialect)
-        self._inserts = {table: dialect.insert(table).on_conflict_do_nothing() for table in _ROWS}
+        self._dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        self._upsert_sessions = _upsert(self._dialect)
         self._group = GroupCommit(self._commit_all)
 
     def claim(self, camera: str) -> int:
@@ -216,27 +215,14 @@ class Store:
             found = connection.execute(_EPOCHS, {"named": sorted(named)})
             owners = {row.camera: row.epoch for row in found}
             committed_ns = self._clock.utc_ns()
-            answers: list[int | StoreError] = []
-            kept: list[_Request] = []
-            for request in requests:
-                owner = owners.get(request.camera)
-                if owner == request.epoch:
-                    kept.append(request)
-                    answers.append(committed_ns)
-                    continue
-                answers.append(
-                    FencedError(
-                        f"camera {request.camera} has a newer owner",
-                        got=f"epoch {request.epoch}",
-                        allowed=f"epoch {owner}",
-                    )
-                )
+            refused = [_refusal(request, owners.get(request.camera)) for request in requests]
+            kept = [request for request, why in zip(requests, refused, strict=True) if why is None]
             if kept:
                 connection.execute(self._upsert_sessions, [_session_row(request, committed_ns) for request in kept])
-            for table, statement in self._inserts.items():
-                if rows := [row for request in kept for row in _ROWS[table](request, committed_ns)]:
-                    connection.execute(statement, rows)
-        return answers
+            for table, rows_of in _ROWS.items():
+                if rows := [row for request in kept for row in rows_of(request, committed_ns)]:
+                    connection.execute(self._insert_once(table), rows)
+        return [why or committed_ns for why in refused]
 
     def count_frames(self, camera: str, session: str | None = None) -> int:
         """Stored frames of a camera."""
@@ -274,6 +260,9 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _insert_once(self, table: sa.Table) -> Any:
+        return self._dialect.insert(table).on_conflict_do_nothing()
+
     @contextmanager
     def transaction(self, what: str) -> Iterator[sa.Connection]:
         try:
@@ -283,15 +272,25 @@ class Store:
             raise StoreError(f"cannot {what}", got=_reason(error), hint="Check disk and database URL.") from error
 
 
+def _refusal(request: _Request, owner: int | None) -> FencedError | None:
+    """Why a request is not written, if so."""
+    if request.epoch == owner:
+        return None
+    what = f"camera {request.camera} has a newer owner"
+    return FencedError(what, got=f"epoch {request.epoch}", allowed=f"epoch {owner}")
+
+
 def _upsert(dialect: Any) -> Any:
     """A session's row: made, or moved forward. An earlier session has no birth to tell: what it told then stays."""
     statement = dialect.insert(sessions)
     new = statement.excluded
+    # A commit that was reported as failed may stand all the same, and is tried again.
+    is_new = sessions.c.last_seq < new.last_seq
     return statement.on_conflict_do_update(
         index_elements=["camera", "session"],
         set_={
-            "last_seq": sa.case((sessions.c.last_seq > new.last_seq, sessions.c.last_seq), else_=new.last_seq),
-            "missing_video": sessions.c.missing_video + new.missing_video,
+            "last_seq": sa.case((is_new, new.last_seq), else_=sessions.c.last_seq),
+            "missing_video": sessions.c.missing_video + sa.case((is_new, new.missing_video), else_=0),
             "birth": sa.case((new.birth == NO_BIRTH, sessions.c.birth), else_=new.birth),
         },
     )

@@ -86,7 +86,7 @@ class Wire(asyncio.Protocol):
         self._buffer = buffer[at:]
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:

@@ -34,6 +34,15 @@ def test_a_repeated_batch_is_stored_once(store: Store) -> None:
     assert len(store.latest_actions("gate")) == 3
 
 
+def test_a_commit_that_is_tried_again_counts_what_is_missing_once(store: Store) -> None:
+    epoch = store.claim("gate")
+    store.commit("gate", epoch, Batch(SESSION, 2, [result(2)]))
+    for _ in range(2):
+        store.commit("gate", epoch, Batch(SESSION, 9, [result(9)], missing_video=6))
+    with store.transaction("look") as connection:
+        assert connection.exec_driver_sql("select last_seq, missing_video from sessions").all() == [(9, 6)]
+
+
 def test_the_last_number_never_goes_back(store: Store) -> None:
     epoch = store.claim("gate")
     store.commit("gate", epoch, Batch(SESSION, 9, [], missing_video=2))

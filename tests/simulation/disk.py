@@ -12,11 +12,12 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from scene_edge.codec.errors import StoreError
+from scene_edge.codec.topics import shard_of
 from scene_edge.edge.spool import Record
 from scene_edge.edge.spool_file import DamagedFileError, Head, Row, SpoolFile
 from scene_edge.server.clock import Clock
-from scene_edge.server.store import Store
-from tests.simulation.world import World
+from scene_edge.server.store import Batch, Store, leases
+from tests.simulation.world import Violation, World
 
 
 class Disk:
@@ -86,6 +87,14 @@ class SimulatedStore(Store):
     def __init__(self, url: str, clock: Clock, disk: Disk, *, owner: str) -> None:
         self._disk = disk
         super().__init__(url, clock, owner=owner)
+
+    def commit(self, camera: str, epoch: int, batch: Batch) -> int:
+        committed_ns = super().commit(camera, epoch, batch)
+        with self._engine.connect() as connection:
+            owner = connection.scalar(sa.select(leases.c.owner).where(leases.c.shard == shard_of(camera)))
+        if owner != self.owner:
+            raise Violation(f"{self.owner} has written what {owner} owns")
+        return committed_ns
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[sa.Connection]:
