@@ -60,7 +60,7 @@ class BackfillPace:
     Never less than `LEAST`: a picture is not answered before its semantics are there, which come behind its GOP."""
 
     LEAST = 8
-    SOON_NS = 400_000_000
+    SOON_NS = 250_000_000
 
     def __init__(self, most: int) -> None:
         self._most, self._least = most, min(self.LEAST, most)

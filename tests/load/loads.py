@@ -158,6 +158,7 @@ async def broker_restart(size: Size, step: Step) -> Outcome:
         outcome.demand("at most 100 connects/s", busiest <= 100)
         await settle(fleet, outcome)
         count(made, fleet, outcome)
+        outcome.say(rss_mb=made.memory_mb())
         await fleet.close()
     return outcome
 
