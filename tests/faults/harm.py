@@ -95,7 +95,7 @@ def outage(stage: Stage, times: int) -> None:
         stage.proxy.set(Line(up=False))
         linger(8.0)
         stage.proxy.set(Line(bytes_per_s=40_000))
-        stage.until(lambda begun=begun: len(stage.sessions) > begun)  # type: ignore[misc]
+        stage.until(lambda begun=begun: len(stage.sessions) > begun, "begin another session")  # type: ignore[misc]
         stage.until_more(40)
         stage.proxy.set(CLEAR)
         stage.until_more()
