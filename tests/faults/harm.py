@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from scene_edge.edge.clock import SystemClock
 from tests.faults.proxy import CLEAR, Line
@@ -56,19 +58,31 @@ def kill_server(stage: Stage, times: int) -> None:
         stage.until_more()
 
 
+def suspend(stage: Stage, process: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP, and wait until every thread stands: one that is in a call stops behind it."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+    stage.until(
+        lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()),
+        "the halt",
+    )
+
+
 def suspend_owner(stage: Stage, times: int) -> None:
     """SIGSTOP for two leases, until the standby has taken over, and SIGCONT."""
-    while len(stage.servers) < 2:
+    if len(stage.servers) < 2:
+        pages = stage.pages()
         stage.start_server()
+        stage.until(lambda: stage.pages() > pages, "the standby")
     for _ in range(times):
         stage.until(lambda: stage.owner() is not None, "an owner")
         owner = stage.owner()
         assert owner is not None
-        owner.send_signal(signal.SIGSTOP)
+        suspend(stage, owner)
         while stage.is_locked():  # stopped in the middle of a commit it would hold SQLite's lock for ever
             owner.send_signal(signal.SIGCONT)
             linger(0.05)
-            owner.send_signal(signal.SIGSTOP)
+            suspend(stage, owner)
         stage.until(lambda before=owner: stage.owner() not in (None, before), "a takeover")  # type: ignore[misc]
         stage.until_more()
         owner.send_signal(signal.SIGCONT)

@@ -104,6 +104,10 @@ class Stage:
             )
         self.servers.append(server)
 
+    def pages(self) -> int:
+        """How many servers have come up so far."""
+        return (self.folder / "server.log").read_text(errors="replace").count("page: ")
+
     def kill_server(self) -> None:
         """All of them."""
         for server in self.servers:
