@@ -43,6 +43,7 @@ __all__ = [
     "Graph",
     "TensorSpec",
     "public_key_of",
+    "read_public_key",
     "shipped_bundles",
     "shipped_zoo",
     "sign_bundle",
@@ -88,13 +89,18 @@ class Bundle:
     ) -> Bundle:
         """A folder with a manifest, or the name of a bundle in the zoo (the shipped one unless given).
 
-        `public_key`: 32 bytes of Ed25519; then an unsigned bundle is refused. `least_counter`: what is installed
+        `public_key`: 32 bytes of Ed25519; then an unsigned bundle is refused, and one of another name in the zoo, whose
+        signature would be as good. `least_counter`: what is installed
         already, so that an old bundle with a good signature cannot take its place. Raises BundleError.
         """
         folder = _resolve(path_or_name, zoo)
         manifest = load_manifest(_read_plain(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES))
         if public_key is not None:
             _verify_signature(folder, manifest, public_key)
+            if not Path(path_or_name).is_dir() and manifest.name != str(path_or_name):
+                raise BundleError(
+                    "another bundle lies where this one should be", got=manifest.name, allowed=str(path_or_name)
+                )
         if manifest.counter < least_counter:
             raise BundleError(
                 f"bundle {manifest.name} is older than the one in use",
@@ -195,6 +201,17 @@ def public_key_of(private_key: bytes) -> bytes:
 
     _check_key(private_key, "private key")
     return Ed25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
+
+
+def read_public_key(path: Path) -> bytes:
+    """The 32 bytes of an Ed25519 key in a file, raw or hexadecimal. Raises OSError, or ValueError if it is no key."""
+    raw = path.read_bytes()
+    text = raw.strip()
+    if re.fullmatch(rb"[0-9a-fA-F]{64}", text):
+        return bytes.fromhex(text.decode())
+    if len(raw) != KEY_BYTES:
+        raise ValueError(f"{path} holds no Ed25519 public key (32 bytes, or 64 hexadecimal digits)")
+    return raw
 
 
 def sign_bundle(folder: Path, private_key: bytes) -> None:

@@ -47,11 +47,12 @@ class Decoded(NamedTuple):
 class H264Decoder:
     """Access units in, pictures out; low delay, so a stream without B-frames gives each picture at once.
 
-    Bit-exact by standard. After an error the decoder starts afresh: give it a keyframe.
+    Bit-exact by standard. More than `max_pixels` in a picture is an error. After an error the decoder starts afresh:
+    give it a keyframe.
     """
 
-    def __init__(self, *, threads: int = 1) -> None:
-        self._threads = threads
+    def __init__(self, *, threads: int = 1, max_pixels: int = MAX_SIDE * MAX_SIDE) -> None:
+        self._threads, self._max_pixels = threads, max_pixels
         self._context = self._open()
         self._pending: OrderedDict[int, None] = OrderedDict()
 
@@ -88,8 +89,9 @@ class H264Decoder:
             raise DecoderError(what, got=str(error), hint="Decoding begins again at the next keyframe.") from error
 
     def _picture(self, frame: VideoFrame) -> Decoded:
-        if frame.width > MAX_SIDE or frame.height > MAX_SIDE:
-            raise DecoderError("picture is too large", got=f"{frame.width}x{frame.height}", allowed=MAX_SIDE)
+        if max(frame.width, frame.height) > MAX_SIDE or frame.width * frame.height > self._max_pixels:
+            allowed = f"sides of {MAX_SIDE}, {self._max_pixels} in all"
+            raise DecoderError("picture is too large", got=f"{frame.width}x{frame.height}", allowed=allowed)
         frame_seq = frame.pts if frame.pts is not None else next(iter(self._pending), 0)
         self._pending.pop(frame_seq, None)
         return Decoded(frame_seq, planes_of(frame), _mean_qp(frame))
@@ -101,7 +103,9 @@ class H264Decoder:
         context.thread_count = self._threads
         # Frame threads would hold pictures back; slices are decoded side by side within one picture.
         context.thread_type = "SLICE"
-        context.options = {"export_side_data": "venc_params"}
+        # FFmpeg refuses before it allocates. It counts whole macroblocks: a picture may be 15 samples larger each way.
+        most = self._max_pixels + 32 * MAX_SIDE
+        context.options = {"export_side_data": "venc_params", "max_pixels": str(most)}
         context.flags |= av.codec.context.Flags.low_delay
         return context
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import scene_edge
 from scene_edge.codec.errors import EncoderError, TransportError
-from scene_edge.codec.identity import new_session_id, session_hex
+from scene_edge.codec.identity import SessionId, new_session_id, session_hex
 from scene_edge.codec.sei import UTC_FREE_RUNNING, UTC_LOCKED
 from scene_edge.edge.board import clock_is_synchronised, resident_mb
 from scene_edge.edge.clip import encoder_settings
@@ -23,7 +23,7 @@ from scene_edge.edge.networks import Networks, open_networks
 from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.publisher import Publisher, Voice
 from scene_edge.edge.sources import Source, SourceInfo, open_source
-from scene_edge.edge.spool import Lane, Limits, MemorySpool, Notices, Record, Spool, SpoolCounts
+from scene_edge.edge.spool import Limits, MemorySpool, Notices, Record, Spool, SpoolCounts
 from scene_edge.edge.spool_sqlite import SqliteSpool
 from scene_edge.edge.transport import PahoTransport, Transport
 from scene_edge.edge.watchdog import Watchdog, notify_systemd
@@ -60,7 +60,7 @@ class Camera:
         clock: Clock | None = None,
     ) -> None:
         self.config = config
-        self.session_id = new_session_id()
+        self._first_session = new_session_id()
         self.ledger = Ledger()
         self._frames = frames
         self._clock = clock or SystemClock()
@@ -76,6 +76,16 @@ class Camera:
         self._networks = Networks()
         self._pipeline: Pipeline | None = None
         self._publisher: Publisher | None = None
+
+    @property
+    def session_id(self) -> SessionId:
+        """The session that runs: another one after an outage that left a backlog."""
+        return self._first_session if self._pipeline is None else self._pipeline.session_id
+
+    @property
+    def sessions(self) -> dict[SessionId, int]:
+        """Every session that was begun, and how many frames were coded before it."""
+        return {self._first_session: 0} if self._pipeline is None else dict(self._pipeline.sessions)
 
     def open(self) -> None:
         """Open source, encoder, networks. Raises SourceError or EncoderError; missing networks only degrade."""
@@ -99,10 +109,11 @@ class Camera:
             self._networks,
             spool,
             self.ledger,
-            session_id=self.session_id,
+            session_id=self._first_session,
             utc_quality=UTC_LOCKED if clock_is_synchronised() else UTC_FREE_RUNNING,
             clock=self._clock,
             degrade=self.degrade,
+            recover=self.recover,
             frames=self._frames,
         )
         self._publisher = Publisher(
@@ -111,7 +122,7 @@ class Camera:
             self.ledger,
             config.mqtt,
             camera=config.camera,
-            voice=Voice(self.status, self.birth, self.ledger_json),
+            voice=Voice(self.status, self.birth, self.ledger_json, self._part),
             clock=self._clock,
             log=self._log.info,
         )
@@ -201,6 +212,7 @@ class Camera:
                 "encoder": self._encoder.name if self._encoder else "",
                 "engine": self._networks.engines,
                 "semantics": pipeline.semantics_on,
+                "tells_held": True,
                 "bundle": _bundle(semantics.bundle.name, semantics.bundle.digest) if semantics else None,
                 "scene_bundle": _bundle(scene.bundle.name, scene.bundle.digest) if scene else None,
                 "degraded": list(self.degraded),
@@ -213,14 +225,16 @@ class Camera:
         pipeline, publisher, _ = self._opened()
         snapshot = self.ledger.snapshot()
         spooled = self._spool.counts() if self._spool else SpoolCounts(0, 0, 0)
-        faults = dict(self._source.faults) if self._source else {}
+        held = self._spool.held() if self._spool else None
         return _json(
             {
                 "session": session_hex(self.session_id),
                 **asdict(snapshot),
+                "held": None if held is None else {session_hex(session): seq for session, seq in held.items()},
                 "spool_bytes": spooled.bytes,
                 "backfill_records": spooled.backfill_records,
-                "faults": faults,
+                "backfill_frames": spooled.backfill_frames,
+                "faults": self._faults(),
                 "connections": publisher.connections,
                 "resent": publisher.resent,
                 "rss_mb": round(resident_mb(), 1),
@@ -259,22 +273,31 @@ class Camera:
         limits = Limits(round(settings.max_mb * 1e6), round(settings.memory_mb * 1e6), settings.max_age_h * 3600)
         notices = Notices(self._given_up, self.ledger.recover, self.degrade, self.recover)
         if settings.path is None:
-            return MemorySpool(limits, self.session_id, self._clock, notices)
+            return MemorySpool(limits, self._first_session, self._clock, notices)
         file = settings.path / f"{self.config.camera}.sqlite"
-        return SqliteSpool(file, limits, session=self.session_id, clock=self._clock, notices=notices)
+        return SqliteSpool(file, limits, session=self._first_session, clock=self._clock, notices=notices)
 
     def _given_up(self, record: Record, reason: str) -> None:
         if not record.frames:
             return  # semantics, or a fragment: its frames are counted with the last one
-        if record.lane is Lane.LIVE:
+        if self._spool is None or record.session in self._spool.own:
             self.ledger.drop(reason, record.frames, spooled=True)
         else:
             self.ledger.drop_backfill(reason, record.frames)
+
+    def _part(self) -> bool:
+        self._log.info("camera.parts", hint="what waits is backfill from here on, and what is new goes first")
+        return self._opened()[0].part()
 
     def _opened(self) -> tuple[Pipeline, Publisher, SourceInfo]:
         if self._pipeline is None or self._publisher is None or self._info is None:
             raise EncoderError("the camera is used before it is open", hint="Call open() first.")
         return self._pipeline, self._publisher, self._info
+
+    def _faults(self) -> dict[str, int]:
+        """What went wrong and was survived, by name: of the source, and of networks."""
+        source = dict(self._source.faults) if self._source else {}
+        return source | (self._pipeline.failures if self._pipeline else {})
 
     def _report(self, publisher: Publisher, drained: bool) -> CameraReport:
         return CameraReport(
@@ -283,7 +306,7 @@ class Camera:
             encoder=self._encoder.name if self._encoder else "",
             engine=self._networks.engines,
             degraded=self.degraded,
-            faults=dict(self._source.faults) if self._source else {},
+            faults=self._faults(),
             connections=publisher.connections,
             resent=publisher.resent,
             drained=drained,

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from scene_edge.codec.bundle import read_public_key
+
 EngineName = Literal["auto", "openvino", "onnx", "litert", "tensorrt"]
 USUAL_ENGINES = ("openvino", "onnx", "litert")
 EncoderName = Literal["auto", "libx264", "h264_qsv", "h264_v4l2m2m", "nvv4l2h264enc"]
@@ -209,6 +211,13 @@ class SpoolConfig(Section):
 
 class WatchdogConfig(Section):
     stall_s: float = Field(10.0, gt=0, le=3600, description="Frames go in and none comes out for so long: a stall.")
+    hang_s: float = Field(
+        5.0,
+        gt=0,
+        le=600,
+        description="A network that does not answer for so long hangs: the stream goes on without it, and it is opened "
+        "anew. After five failures within a minute it stays away.",
+    )
 
 
 class BundlesConfig(Section):
@@ -275,15 +284,7 @@ def in_the_clear(url: str) -> bool:
 def public_key_of(config: CameraConfig) -> bytes | None:
     """The 32 bytes of the configured bundle key, or None. Raises OSError or ValueError where the file is no key."""
     path = config.bundles.public_key_file
-    if path is None:
-        return None
-    raw = path.read_bytes()
-    text = raw.strip()
-    if re.fullmatch(rb"[0-9a-fA-F]{64}", text):
-        return bytes.fromhex(text.decode())
-    if len(raw) != 32:
-        raise ValueError(f"{path} holds no Ed25519 public key (32 bytes, or 64 hexadecimal digits)")
-    return raw
+    return None if path is None else read_public_key(path)
 
 
 def without_password(url: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from scene_edge.codec.errors import DecoderError
 from scene_edge.codec.h264 import Decoded, H264Decoder
-from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.identity import AccessUnit, SessionId
 from scene_edge.codec.latents import FrameCode, message
 from scene_edge.codec.packet import DELTA, FLAG_GOP_CUT, KEY, SemanticPacket
 from scene_edge.codec.planes import Planes
@@ -41,6 +41,7 @@ class StageTime:
 class _OpenPacket:
     kind: int
     first: AccessUnit
+    session_id: SessionId
     frames: list[FrameCode] = field(default_factory=list)
     bits: float = 0.0
     symbols: int = 0
@@ -65,7 +66,7 @@ class GopCoder:
         self,
         encoder: SemanticEncoder,
         *,
-        session_id: int,
+        session_id: SessionId,
         width: int,
         height: int,
         frame_period_ns: int,
@@ -74,7 +75,8 @@ class GopCoder:
         max_latency_ms: int | None = None,
     ) -> None:
         self._encoder = encoder
-        self._session_id = session_id
+        self.session_id = session_id
+        """Of the access unit that is pushed next; it may change at a keyframe."""
         self._width, self._height = width, height
         self._frame_period_ns = frame_period_ns
         self._gop = gop
@@ -117,7 +119,7 @@ class GopCoder:
             self._expected = self._open = None
             raise
         self.encode_time.add(started_ns)
-        if not _OpenPacket(KEY, unit).fits(code):
+        if not _OpenPacket(KEY, unit, self.session_id).fits(code):
             self.lost["too_large"] += 1
             self._expected = None
             return out + self._close(cut=True)
@@ -172,7 +174,7 @@ class GopCoder:
         if self._open is not None and not self._open.fits(code):
             out += self._close(cut=False)
         if self._open is None:
-            self._open = _OpenPacket(KEY if unit.keyframe else DELTA, unit)
+            self._open = _OpenPacket(KEY if unit.keyframe else DELTA, unit, self.session_id)
         self._open.add(code)
         span_ns = unit.capture_ns - self._open.first.capture_ns + self._frame_period_ns
         late = self._max_latency_ns is not None and span_ns + self._frame_period_ns > self._max_latency_ns
@@ -188,7 +190,7 @@ class GopCoder:
             kind=opened.kind,
             codec_id=self._encoder.codec_id,
             bundle_digest=self._encoder.bundle.short_digest,
-            session_id=self._session_id,
+            session_id=opened.session_id,
             first_seq=opened.first.frame_seq,
             capture_ns=opened.first.capture_ns,
             width=self._width,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
@@ -14,6 +13,7 @@ from scene_edge.codec.quality import load_qualities
 from scene_edge.edge.choice import choice_for
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.counters import Counters
+from scene_edge.edge.guarded import GuardedSession
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
@@ -29,6 +29,9 @@ class Networks:
     scene: SceneFilter | None = None
     semantics: SemanticEncoder | None = None
     degraded: tuple[str, ...] = ()
+    reopen_scene: Callable[[], SceneFilter] | None = None
+    reopen_semantics: Callable[[], SemanticEncoder] | None = None
+    """How a network that failed is opened again, in any thread; None: it is not."""
 
     @property
     def engines(self) -> dict[str, str]:
@@ -44,18 +47,29 @@ class Networks:
 
 
 def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool, live: bool = False) -> Networks:
-    """SCENE and SMC for `width` x `height` luma samples; `live` is SCENE's.
+    """SCENE and SMC for `width` x `height` luma samples. `live`: SCENE's; and a run may take `watchdog.hang_s` at most,
+    and what failed may be opened again.
 
     `strict`: raise the error of whatever does not open. Otherwise the camera goes on without it and `degraded` says so.
     """
     networks = Networks()
     degraded: list[str] = []
+    hang_s = config.watchdog.hang_s if live else None
+
+    def open_scene(opener: Opener) -> SceneFilter:
+        guard, crf = _guard(config), _crf(config)
+        return SceneFilter(opener.bundle, width, height, opener, live=live, guard=guard, crf=crf)
+
+    def open_semantics(opener: Opener) -> SemanticEncoder:
+        return SemanticEncoder(opener.bundle, width, height, opener)
+
+    if live:
+        networks.reopen_scene = lambda: open_scene(Opener(config, config.scene, width, height, hang_s))
+        networks.reopen_semantics = lambda: open_semantics(Opener(config, config.semantics, width, height, hang_s))
     if config.scene.enabled:
         try:
-            opener = Opener(config, config.scene, width, height)
-            networks.scene = SceneFilter(
-                opener.bundle, width, height, opener, live=live, guard=_guard(config), crf=_crf(config)
-            )
+            opener = Opener(config, config.scene, width, height, hang_s)
+            networks.scene = open_scene(opener)
             degraded += opener.fallbacks("scene") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
@@ -63,10 +77,10 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no scene: {error}")
     if config.semantics.enabled:
         try:
-            opener = Opener(config, config.semantics, width, height)
+            opener = Opener(config, config.semantics, width, height, hang_s)
             steps = [quality.step for quality in load_qualities(opener.bundle)]
             quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
-            networks.semantics = SemanticEncoder(opener.bundle, width, height, opener)
+            networks.semantics = open_semantics(opener)
             degraded += opener.fallbacks("smc") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
@@ -106,11 +120,9 @@ def open_bundle(config: CameraConfig, name: str) -> Bundle:
         key = public_key_of(config)
     except (OSError, ValueError) as error:
         raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
-    if key is None:
-        return Bundle.open(name, zoo=config.bundles.zoo)
     bundle = Bundle.open(name, public_key=key, zoo=config.bundles.zoo)
-    if not Path(name).is_dir() and bundle.name != name:
-        raise BundleError("another bundle lies where this one should be", got=bundle.name, allowed=name)
+    if key is None:
+        return bundle
     least = Counters(config.bundles.counters_file).least(bundle.name)
     if bundle.counter < least:
         raise BundleError(
@@ -134,12 +146,15 @@ def _remember(config: CameraConfig, bundle: Bundle) -> list[str]:
 class Opener:
     """A SessionOpener with one network's preferences, which remembers the fallbacks of what it opened.
 
-    Where the settings say `auto`, what `bench` found fastest for pictures of `width` x `height` comes first.
+    Where the settings say `auto`, what `bench` found fastest for pictures of `width` x `height` comes first. With
+    `hang_s` no run may take longer.
     """
 
-    def __init__(self, config: CameraConfig, network: NetworkConfig, width: int, height: int) -> None:
+    def __init__(
+        self, config: CameraConfig, network: NetworkConfig, width: int, height: int, hang_s: float | None = None
+    ) -> None:
         self.bundle = open_bundle(config, network.bundle)
-        self._network = network
+        self._network, self._hang_s = network, hang_s
         self._chosen = choice_for(network, self.bundle, width, height)
         self._fallbacks: set[str] = set()
 
@@ -158,7 +173,7 @@ class Opener:
         if failed:
             session.fallbacks = (failed, *session.fallbacks)
         self._fallbacks.update(session.fallbacks)
-        return session
+        return session if self._hang_s is None else GuardedSession(session, self._hang_s)
 
     def fallbacks(self, part: str) -> list[str]:
         return [f"{part}: {reason}" for reason in sorted(self._fallbacks)]

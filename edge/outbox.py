@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scene_edge.codec.identity import AccessUnit
+from scene_edge.codec.identity import AccessUnit, SessionId
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.riders import Carrier, write_riders
 from scene_edge.codec.videomessage import split_video
@@ -30,11 +30,12 @@ MAX_VIDEO_BYTES = 120_000
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An access unit without its picture."""
+    """An access unit without its picture, and the session that its number belongs to."""
 
     unit: AccessUnit
     utc_offset_ns: int
     taken_ns: int
+    session_id: SessionId
 
 
 class Outbox:
@@ -60,6 +61,16 @@ class Outbox:
         self._riders = Riders()
         self.patience_s = (batch_ms * 1_000_000 + 2 * info.frame_period_ns) / 1e9
         """For so long a packet waits for pictures to ride with, where none come."""
+
+    def begin_session(self, session_id: int) -> bool:
+        """The next access unit, a keyframe, is the first of another session; False if that cannot be at this moment.
+        In the video's thread."""
+        self.close_message()
+        self.send_riders()
+        if not self._spool.begin_session(session_id):
+            return False
+        self._session_id = session_id
+        return True
 
     # Video
 
@@ -95,7 +106,7 @@ class Outbox:
         items = self._batch.take()
         if not items:
             return True
-        packets = self._riders.take()
+        packets = self._fitting_riders()
         try:
             riders, payloads = self._message(items, packets)
         except BaseException:
@@ -140,7 +151,7 @@ class Outbox:
     def add_packets(self, packets: Sequence[SemanticPacket]) -> None:
         """Small ones wait for a message to ride in, large ones go at once."""
         for packet in packets:
-            if len(packet.body) <= MAX_BODY_BYTES:
+            if len(packet.body) <= MAX_BODY_BYTES and packet.session_id == self._session_id:
                 self._riders.add(packet)
             else:
                 self._send_alone(packet)
@@ -155,6 +166,14 @@ class Outbox:
         """Count packets that will never leave."""
         while packets := self._riders.take():
             self._ledger.lose_semantics("failed", sum(packet.count for packet in packets))
+
+    def _fitting_riders(self) -> list[SemanticPacket]:
+        """Those that wait and fit; a packet that came too late for the last message of its session goes alone."""
+        packets = self._riders.take()
+        for packet in packets:
+            if packet.session_id != self._session_id:
+                self._send_alone(packet)
+        return [packet for packet in packets if packet.session_id == self._session_id]
 
     def _message(self, items: Sequence[Waiting], packets: Sequence[SemanticPacket]) -> tuple[bytes, list[bytes]]:
         """The bytes of the packets, and the payloads of the message that they ride in."""
@@ -186,7 +205,8 @@ class Outbox:
     def _send_alone(self, packet: SemanticPacket) -> None:
         data = packet.to_bytes()
         # A packet is small and frames wait for it at the server: it never waits for room itself.
-        if self._spool.put([Record("semantic", data, packet.last_seq)], must=True):
+        session = 0 if packet.session_id == self._session_id else packet.session_id
+        if self._spool.put([Record("semantic", data, packet.last_seq, session=session)], must=True):
             self._ledger.code_semantics(packet.count)
             self._ledger.add_bytes(semantic=len(data))
         else:

@@ -15,10 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scene_edge.codec.errors import EngineError
-from scene_edge.codec.identity import AccessUnit, Frame
+from scene_edge.codec.identity import AccessUnit, Frame, SessionId, new_session_id
 from scene_edge.codec.planes import Planes
 from scene_edge.edge.clock import Clock
 from scene_edge.edge.config import CameraConfig
@@ -28,6 +28,8 @@ from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.networks import Networks, quality_control
 from scene_edge.edge.outbox import Outbox, Outgoing
 from scene_edge.edge.queues import BoundedQueue, QueueMeter, WhenFull
+from scene_edge.edge.revival import Revival
+from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.sources import Source, SourceInfo
 from scene_edge.edge.spool import Spool
 
@@ -54,8 +56,11 @@ class Filtered:
 
 @dataclass(frozen=True, slots=True)
 class SemanticJob:
+    """`first_frame`: how many frames were coded before the session of this one."""
+
     outgoing: Outgoing
     original: Planes
+    first_frame: int
 
 
 class Pipeline:
@@ -75,14 +80,20 @@ class Pipeline:
         utc_quality: int,
         clock: Clock,
         degrade: Degrade,
+        recover: Degrade = lambda _reason: None,
         frames: int | None = None,
     ) -> None:
         self._config, self._source, self._info = config, source, info
-        self._ledger, self._clock, self._degrade = ledger, clock, degrade
-        self._session_id, self._limit = session_id, frames
+        self._ledger, self._clock, self._networks = ledger, clock, networks
+        self.session_id, self._limit = session_id, frames
+        self.sessions: dict[SessionId, int] = {session_id: 0}
+        """Every session that was begun, and how many frames were coded before it."""
+        self._part = threading.Event()
         self._scene = networks.scene
+        self._scene_revival = Revival("scene", networks.reopen_scene, clock, degrade, recover)
+        self._semantic_revival = Revival("semantics", networks.reopen_semantics, clock, degrade, recover)
         self._sequencer: Sequencer[Captured] = Sequencer(encoder)
-        self._gop = self._make_gop(networks)
+        self._gop = None if networks.semantics is None else self._make_gop(networks.semantics)
         self._lossless = not info.live
         full = WhenFull.WAIT if self._lossless else WhenFull.REFUSE
         sizes = config.queues
@@ -107,6 +118,7 @@ class Pipeline:
         self._semantics_on = self._gop is not None
         self._skip_semantics = self._skip_video = False
         self._cuts: deque[int] = deque()
+        self._coding_from = 0
         self._lost_seen = 0
         self.encoded = 0
         self._scene_time, self._video_time = StageTime(), StageTime()
@@ -135,13 +147,28 @@ class Pipeline:
     def stop(self) -> None:
         """End the stream after the frames that are under way."""
         self._stopping.set()
+        self._scene_revival.close()
+        self._semantic_revival.close()
         self._source.stop()
         self._outbox.wake()
+
+    def part(self) -> bool:
+        """Begin another session at the next keyframe, so that what is new does not queue behind what waits. False: a
+        source that can wait has nothing that is new."""
+        if not self._lossless:
+            self._part.set()
+        return not self._lossless
 
     @property
     def scene_strength(self) -> float | None:
         """How strong SCENE is, 0..1; None where it does not run."""
         return self._scene.strength if self._scene is not None else None
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often a network failed, or did not open again; empty where none did."""
+        counts = {"scene_failed": self._scene_revival.failures, "semantics_failed": self._semantic_revival.failures}
+        return {name: count for name, count in counts.items() if count}
 
     @property
     def semantics_on(self) -> bool:
@@ -157,17 +184,15 @@ class Pipeline:
     def meters(self) -> list[QueueMeter]:
         return [queue.meter() for queue in (self._to_scene, self._to_encode, self._to_semantics)]
 
-    def _make_gop(self, networks: Networks) -> GopCoder | None:
-        if networks.semantics is None:
-            return None
+    def _make_gop(self, semantics: SemanticEncoder) -> GopCoder:
         return GopCoder(
-            networks.semantics,
-            session_id=self._session_id,
+            semantics,
+            session_id=self.session_id,
             width=self._info.width,
             height=self._info.height,
             frame_period_ns=self._info.frame_period_ns,
             gop=self._config.video.gop,
-            control=quality_control(self._config.semantics, networks.semantics.steps, self._config.video.gop),
+            control=quality_control(self._config.semantics, semantics.steps, self._config.video.gop),
             max_latency_ms=self._config.semantics.max_latency_ms,
         )
 
@@ -218,14 +243,16 @@ class Pipeline:
             self._to_encode.finish()
 
     def _filtered(self, frame: Frame) -> Planes:
+        if self._scene is None and (revived := self._scene_revival.take()) is not None:
+            self._scene = self._networks.scene = revived
         if self._scene is None:
             return frame.planes
         started_ns = time.perf_counter_ns()
         try:
             planes = self._scene.apply(frame.planes, frame.capture_ns)
         except EngineError as error:
-            self._scene = None
-            self._degrade(f"no scene: {error}")
+            failed, self._scene = self._scene, None
+            self._scene_revival.failed(failed, error)
             return frame.planes
         self._scene_time.add(started_ns)
         return planes
@@ -285,14 +312,18 @@ class Pipeline:
         Its frame is accounted for by then, even where this raises.
         """
         self.encoded += 1
-        outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns)
-        job = SemanticJob(outgoing, captured.frame.planes)
+        if unit.keyframe and self._part.is_set():
+            self._begin_session(unit.frame_seq)
+        unit = replace(unit, frame_seq=unit.frame_seq - self.sessions[self.session_id])
+        outgoing = Outgoing(unit, captured.frame.utc_offset_ns, captured.taken_ns, self.session_id)
+        job = SemanticJob(outgoing, captured.frame.planes, self.sessions[self.session_id])
         if self._video_waits:
             if not self._to_semantics.put(job):
                 self._ledger.drop("failed")
             return
         if unit.keyframe:
             self._skip_video = self._skip_semantics = False
+            self._semantics_on = self._semantics_on or self._semantic_revival.ready()
         if self._skip_video:
             self._outbox.drop_video(1)
         elif not self._outbox.add_video(outgoing):
@@ -300,9 +331,17 @@ class Pipeline:
         elif self._semantics_on:
             if not self._skip_semantics and not self._to_semantics.put(job):
                 self._skip_semantics = True
-                self._cuts.append(unit.frame_seq)
+                self._cuts.append(self.sessions[self.session_id] + unit.frame_seq)
             if self._skip_semantics:
                 self._ledger.lose_semantics("queue_full")
+
+    def _begin_session(self, first_frame: int) -> None:
+        """Frames are numbered from 0 again; the encoder goes on as if nothing were."""
+        session_id = new_session_id()
+        if self._outbox.begin_session(session_id):
+            self.sessions[session_id] = first_frame
+            self.session_id = session_id
+            self._part.clear()
 
     def _code_semantics(self) -> None:
         gop = self._gop
@@ -313,7 +352,7 @@ class Pipeline:
             while (job := self._next_job()) is not None:
                 if self._lossless:
                     held.append(job.outgoing)
-                self._code_one(gop, job)
+                gop = self._code_one(gop, job)
                 self._release(held, gop.open_from)
             self._cut_where_skipped(gop)
             self._outbox.add_packets(gop.flush())
@@ -327,10 +366,16 @@ class Pipeline:
                 self._ledger.drop("failed", left)
             self._outbox.abandon_riders()
 
-    def _code_one(self, gop: GopCoder, job: SemanticJob) -> None:
+    def _code_one(self, gop: GopCoder, job: SemanticJob) -> GopCoder:
+        """The coder of the next one: another, where its network failed and was opened anew."""
+        if (revived := self._semantic_revival.take()) is not None:
+            self._networks.semantics = revived
+            gop = self._gop = self._make_gop(revived)
+            self._semantics_on = True
         if not self._semantics_on:
             self._ledger.lose_semantics("engine")
-            return
+            return gop
+        gop.session_id, self._coding_from = job.outgoing.session_id, job.first_frame
         try:
             self._outbox.add_packets(gop.push(job.outgoing.unit, job.original))
             if (scene := self._scene) is not None and job.outgoing.unit.keyframe:
@@ -339,13 +384,14 @@ class Pipeline:
         except EngineError as error:
             self._semantics_on = False
             self._ledger.lose_semantics("engine")
-            self._degrade(f"no semantics: {error}")
+            self._semantic_revival.failed(self._networks.semantics, error)
         self._account_lost_semantics(gop)
+        return gop
 
     def _cut_where_skipped(self, gop: GopCoder) -> None:
         """Close the packet now if the frame due next was turned away: the server need not wait for it."""
-        while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected:
-            if self._cuts.popleft() == gop.expected:
+        while self._cuts and gop.expected is not None and self._cuts[0] <= gop.expected + self._coding_from:
+            if self._cuts.popleft() == gop.expected + self._coding_from:
                 self._outbox.add_packets(gop.cut())
 
     def _release(self, held: deque[Outgoing], waiting_from: int | None) -> None:

@@ -26,6 +26,9 @@ from scene_edge.edge.transport import Listener, Message, Transport
 from scene_edge.edge.wire import publish_overhead
 
 REPORT_PERIOD_S = 1.0
+PART_AFTER_S = 5.0
+"""After an outage that has left so much of the session that runs, another one begins, and this becomes backfill."""
+
 GOODBYE_S = 2.0
 MAX_ACK_BYTES = 512
 SESSION = re.compile(r"[0-9a-f]{16}")
@@ -33,11 +36,14 @@ SESSION = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What the publisher says for the camera: the retained status and birth, and the ledger of every second."""
+    """What the publisher says for the camera: the retained status and birth, and the ledger of every second.
+
+    `part` asks the camera to begin another session at the next keyframe; False if it never will."""
 
     status: Callable[[], str]
     birth: Callable[[], bytes]
     ledger: Callable[[], bytes]
+    part: Callable[[], bool] = lambda: False
 
 
 class Publisher:
@@ -69,8 +75,12 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._dispatcher = Dispatcher(spool, transport.in_flight, config, clock)
         self._online = False
+        self._connected = False
+        self._report_ns = 0
         self._epoch = 0
         self._announced: tuple[str, bytes] | None = None
+        self._announced_session = -1
+        self._silent = False
         self.connections = 0
         self.resent = 0
         self.bad_acks = 0
@@ -83,19 +93,26 @@ class Publisher:
         return self._online
 
     def drain(self, seconds: float) -> bool:
-        """Wait until the server has acknowledged everything of this session; False once it has freed nothing for
-        `seconds`. What earlier sessions left may take hours, and is safe."""
+        """Wait until the server has acknowledged everything of this process; False once it has freed nothing for
+        `seconds`. What earlier ones left may take hours, and is safe."""
         with self._changed:
-            while left := self._live_records():
-                if self._changed.wait_for(lambda: self._live_records() == 0, seconds):
+            while left := self._own_records():
+                if self._changed.wait_for(lambda: self._own_records() == 0, seconds):
                     return True
-                if self._live_records() >= left:
+                if self._own_records() >= left:
                     return False
         return True
 
-    def _live_records(self) -> int:
+    def _own_records(self) -> int:
         counts = self._spool.counts()
-        return counts.records - counts.backfill_records
+        return counts.records - counts.recovered_records
+
+    def _consider_parting(self) -> None:
+        """After an outage: what is new must not queue behind what has waited."""
+        since_ns = self._spool.counts().live_since_ns
+        old = since_ns is not None and self._clock.now_ns() - since_ns >= PART_AFTER_S * 1e9
+        if old and self._voice.part():
+            self._dispatcher.part()
 
     def stop(self) -> None:
         """Say goodbye (status `stopped`) and end the thread. What is still in the spool stays there."""
@@ -103,26 +120,45 @@ class Publisher:
         self._wake()
         self._thread.join()
 
+    def step(self) -> float:
+        """One turn of the thread: connect, or say and send what is due. Seconds until the next turn; while there is a
+        connection, what comes into the spool ends the pause."""
+        if not self._connected:
+            return self._come_back()
+        try:
+            if self._online:
+                return self._converse()
+        except TransportError as error:
+            self._log("broker.lost", reason=str(error))
+        if (refused := self._dispatcher.lost()) is not None:
+            self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
+        self._part()
+        return self._backoff.next_s()  # all cameras have lost it: they must not come back in one moment
+
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self._connect()
-            except TransportError as error:
-                wait_s = self._backoff.next_s()
-                self._log("broker.unreachable", reason=str(error), retry_in_s=round(wait_s, 2))
-                self._clock.wait(self._stopping, wait_s)
-                continue
-            self._backoff.reset()
-            try:
-                self._converse()
-                if self._stopping.is_set():
-                    self._say_goodbye()
-            except TransportError as error:
-                self._log("broker.lost", reason=str(error))
-            if not self._stopping.is_set() and (refused := self._dispatcher.lost()) is not None:
-                self._log("broker.refuses", record_bytes=refused.size, last_seq=refused.last_seq)
-            self._online = False
-            self._transport.close()
+            pause_s = self.step()
+            if not self._connected:
+                self._clock.wait(self._stopping, pause_s)
+            elif pause_s > 0:
+                with self._changed:
+                    self._changed.wait_for(self._has_work, pause_s)
+        try:
+            if self._connected:
+                self._say_goodbye()
+        except TransportError as error:
+            self._log("broker.lost", reason=str(error))
+        self._part()
+
+    def _come_back(self) -> float:
+        try:
+            self._connect()
+        except TransportError as error:
+            wait_s = self._backoff.next_s()
+            self._log("broker.unreachable", reason=str(error), retry_in_s=round(wait_s, 2))
+            return wait_s
+        self._backoff.reset()
+        return 0.0
 
     def _connect(self) -> None:
         will = Message(self._topics.status, b"offline", retain=True)
@@ -133,26 +169,31 @@ class Publisher:
         except TransportError:
             self._online = False
             raise
+        self._connected = True
         self.connections += 1
         self._dispatcher.rewind()
         self._announced = None
+        self._consider_parting()
+        self._report_ns = 0
         self._log("broker.connected", broker=self._config.broker)
 
-    def _converse(self) -> None:
-        report_ns = 0
-        while self._online and not self._stopping.is_set():
-            now_ns = self._clock.now_ns()
-            if now_ns >= report_ns:
-                self._announce()
-                self._send(self._topics.ledger, self._voice.ledger(), qos=0)
-                report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
-            if self._dispatcher.rewind_if_silent(now_ns):
-                self._log("server.silent", records=self._spool.counts().records)
-            if self._send_next():
-                continue
-            with self._changed:
-                timeout_s = max(0.0, (report_ns - self._clock.now_ns()) / 1e9)
-                self._changed.wait_for(self._has_work, timeout_s)
+    def _part(self) -> None:
+        self._online = self._connected = False
+        self._transport.close()
+
+    def _converse(self) -> float:
+        now_ns = self._clock.now_ns()
+        if now_ns >= self._report_ns:
+            self._announce()
+            self._send(self._topics.ledger, self._voice.ledger(), qos=0)
+            self._report_ns = now_ns + round(REPORT_PERIOD_S * 1e9)
+        asked = self._dispatcher.wanted
+        if self._dispatcher.rewind_if_silent(now_ns):
+            self._silent = self._silent or not asked
+            self._log("server.silent", records=self._spool.counts().records)
+        if self._send_next():
+            return 0.0
+        return max(0.0, (self._report_ns - self._clock.now_ns()) / 1e9)
 
     def _has_work(self) -> bool:
         if not self._online or self._stopping.is_set():
@@ -172,6 +213,9 @@ class Publisher:
         if payload is None:
             self._dispatcher.skip(record)
             return True
+        if record.lane is Lane.LIVE and record.session != self._announced_session:
+            self._announce()  # the server takes a session for the one that runs if the birth names it
+            self._announced_session = record.session
         topic = self._topics.video if record.leaf == "video" else self._topics.semantic
         again = self._dispatcher.send(record)
         self._transport.publish(Message(topic, payload, self._config.qos))
@@ -180,10 +224,10 @@ class Publisher:
 
     def _account(self, topic: str, record: Record, again: bool) -> None:
         """Streams' own bytes were counted when they were made; here comes what the line adds, all of it on a resend,
-        and of an earlier session, which made them."""
+        and of an earlier process, which made them."""
         overhead = publish_overhead(topic, record.size, self._config.qos, tls=self._tls)
         self.resent += again
-        if again or record.lane is Lane.BACKFILL:
+        if again or record.session not in self._spool.own:
             overhead += record.size
         self._ledger.add_bytes(overhead=overhead)
 
@@ -208,7 +252,7 @@ class Publisher:
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic != self._topics.ack:
             return
-        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 1, tls=self._tls))
+        self._ledger.add_bytes(overhead=len(payload) + publish_overhead(topic, len(payload), 0, tls=self._tls))
         acknowledged = self._acknowledged(payload)
         if acknowledged is None:
             return
@@ -221,8 +265,11 @@ class Publisher:
         freed = self._spool.acknowledge(session, seq)
         if not freed:
             return
-        self._dispatcher.progress(freed[0].lane)
-        if freed[0].lane is Lane.BACKFILL:
+        self._dispatcher.progress(freed[0].lane, freed)
+        if self._silent:
+            self._silent = False
+            self._consider_parting()
+        if session not in self._spool.own:
             self._ledger.commit_backfill(sum(record.frames for record in freed))
             return
         now_ns = self._clock.now_ns()
@@ -247,6 +294,7 @@ class Publisher:
             self.bad_acks += 1
             return None
         self._epoch = epoch
+        self._backoff.company = _whole(ack.get("cameras")) or self._backoff.company
         return session, seq, missing
 
     def _on_lost(self, _reason: str) -> None:

@@ -1,7 +1,8 @@
 """What waits on the camera until the server has committed it: the seam, the index behind it, and a spool in memory.
 
-The durable one is `spool_sqlite.SqliteSpool`. Records of the session that runs are the *live* lane; what an earlier
-session left behind is the *backfill* lane.
+The durable one is `spool_sqlite.SqliteSpool`. Records of the session that runs are the *live* lane; what earlier
+sessions left behind is the *backfill* lane. Those of an earlier process are found in the file; a process begins another
+session of its own (`begin_session`) when it comes back from an outage with a backlog, so that what is new goes first.
 
 When it is full: `put` refuses what is new, so a live camera drops the newest GOP (counted, `spool_full`) and a source
 that can wait waits. What is there is kept: it is whole from a keyframe on, it may be under way already, and giving up
@@ -38,8 +39,8 @@ class Record:
 
     `taken_ns` has an entry for each frame that the message completes: when it was read, for the latency. `last_frame`
     is the last frame in the message itself, where `last_seq` reaches further because of semantics that ride in it; -1:
-    the same. `record_id`, `session` and `size` are the spool's to fill in; a payload that is in a file is left out:
-    ask for it with `Spool.payload`.
+    the same. `record_id` and `size` are the spool's to fill in, and `session` where it is 0: the one that runs. A
+    payload that is in a file is left out: ask for it with `Spool.payload`.
     """
 
     leaf: str
@@ -63,13 +64,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class SpoolCounts:
-    """Of both lanes; `backfill_...` says how much of that earlier sessions left."""
+    """Of both lanes; `backfill_...` says how much of that is of earlier sessions, `recovered_records` how much of it an
+    earlier process left. `live_since_ns`: since when the oldest live record waits."""
 
     records: int
     bytes: int
     frames: int
     backfill_records: int = 0
     backfill_frames: int = 0
+    recovered_records: int = 0
+    live_since_ns: int | None = field(default=None, compare=False)
 
 
 def _ignore(*_: object) -> None:
@@ -93,14 +97,20 @@ class Notices:
 
 class Spool(Protocol):
     """Records keep the order in which they were put, in each lane. `changed` is notified on every put and every
-    acknowledgement. `sessions` holds those of which there are, or were, records, with the one that runs."""
+    acknowledgement. `sessions` holds those of which there are, or were, records, with the one that runs; `own` those of
+    them that this process began."""
 
     changed: threading.Condition
     sessions: set[int]
+    own: set[int]
+
+    def begin_session(self, session: int) -> bool:
+        """From now on `session` runs, and what is here is backfill. False: not at this moment, ask again."""
+        ...
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
-        """Take the records of one message for the session that runs, all of them or none: False if they do not fit, or
-        if the server has acknowledged their frames already.
+        """Take the records of one message, all of them or none: False if they do not fit, or if the server has
+        acknowledged their frames already.
 
         `must` puts them past the limit, for the few bytes that hold others back.
         """
@@ -124,6 +134,11 @@ class Spool(Protocol):
 
     def counts(self) -> SpoolCounts: ...
 
+    def held(self) -> dict[int, int] | None:
+        """By session the first frame that may still be sent: none below it ever will be, and none at all of a session
+        that is not named. None: it is not known yet what earlier sessions left."""
+        ...
+
     def close(self) -> None:
         """Keep what can be kept. Nothing may be put any more."""
         ...
@@ -144,15 +159,37 @@ class Index:
     def __init__(self, session: int) -> None:
         self.session = session
         self.sessions = {session}
+        self.own = {session}
         self.bytes = 0
+        self._recovered = 0
         self._lanes: dict[Lane, dict[int, Entry]] = {Lane.BACKFILL: {}, Lane.LIVE: {}}
         self._last = {Lane.BACKFILL: 0, Lane.LIVE: _FIRST_LIVE_ID - 1}
         self._frames = {Lane.BACKFILL: 0, Lane.LIVE: 0}
         self._by_leaf: dict[tuple[int, str], deque[int]] = {}
-        self._acknowledged = self._highest = -1
+        self._acknowledged = self._highest = self._last_put = -1
 
     def __len__(self) -> int:
         return sum(len(entries) for entries in self._lanes.values())
+
+    def begin_session(self, session: int) -> dict[int, int]:
+        """Make what is live the end of the backfill lane: old record id -> new one."""
+        live, backfill = self._lanes[Lane.LIVE], self._lanes[Lane.BACKFILL]
+        moved: dict[int, int] = {}
+        for number, entry in live.items():
+            moved[number] = self._last[Lane.BACKFILL] = self._last[Lane.BACKFILL] + 1
+            entry.record = replace(entry.record, record_id=moved[number])
+            backfill[moved[number]] = entry
+        live.clear()
+        for (owner, _), numbers in self._by_leaf.items():
+            if owner == self.session:
+                numbers.extend([moved[numbers.popleft()] for _ in range(len(numbers))])
+        self._frames[Lane.BACKFILL] += self._frames[Lane.LIVE]
+        self._frames[Lane.LIVE] = 0
+        self._acknowledged = self._highest = self._last_put = -1
+        self.session = session
+        self.sessions.add(session)
+        self.own.add(session)
+        return moved
 
     def add(self, record: Record, since_ns: int, row: int = 0) -> Entry:
         """At the end of the lane of its session."""
@@ -163,9 +200,12 @@ class Index:
         self._by_leaf.setdefault((record.session, record.leaf), deque()).append(number)
         self.sessions.add(record.session)
         self.bytes += record.size
+        self._recovered += record.session not in self.own
         self._frames[lane] += record.frames
         if lane is Lane.LIVE:
             self._highest = max(self._highest, record.last_seq)
+            if record.leaf == "video":
+                self._last_put = max(self._last_put, last_frame_of(record))
         return entry
 
     def find(self, record_id: int) -> Entry | None:
@@ -181,7 +221,10 @@ class Index:
         return None
 
     def is_done(self, record: Record) -> bool:
-        """Whether the server has acknowledged the frames of a record that is about to be put."""
+        """Whether the server has acknowledged the frames of a record that is about to be put. Of a session that is over
+        only semantics are put, and are of use while it has pictures."""
+        if record.session != self.session:
+            return not self._by_leaf.get((record.session, "video"))
         return record.last_seq <= self._acknowledged
 
     def acknowledge(self, session: int, seq: int) -> list[Entry]:
@@ -204,7 +247,7 @@ class Index:
         video = self._by_leaf.get((session, "video"))
         if video:
             last = self._at(video[-1]).record
-            if seq < (last.last_seq if last.last_frame < 0 else last.last_frame):
+            if seq < last_frame_of(last):
                 return []
         return [
             self._take(numbers.popleft())
@@ -251,10 +294,28 @@ class Index:
             yield from entries.values()
 
     def counts(self) -> SpoolCounts:
-        backfill = self._lanes[Lane.BACKFILL]
+        oldest = next(iter(self._lanes[Lane.LIVE].values()), None)
         return SpoolCounts(
-            len(self), self.bytes, sum(self._frames.values()), len(backfill), self._frames[Lane.BACKFILL]
+            len(self),
+            self.bytes,
+            sum(self._frames.values()),
+            len(self._lanes[Lane.BACKFILL]),
+            self._frames[Lane.BACKFILL],
+            self._recovered,
+            None if oldest is None else oldest.since_ns,
         )
+
+    def held(self) -> dict[int, int]:
+        """See `Spool.held`. Of a message in fragments the last one knows how many frames there are."""
+        firsts = {self.session: self._last_put + 1}
+        for (session, leaf), numbers in self._by_leaf.items():
+            if leaf != "video":
+                continue
+            records = (self._at(number).record for number in numbers)
+            whole = next((record for record in records if record.frames), None)
+            if whole is not None:
+                firsts[session] = last_frame_of(whole) - whole.frames + 1
+        return firsts
 
     def _lane_of_session(self, session: int) -> Lane:
         return Lane.LIVE if session == self.session else Lane.BACKFILL
@@ -267,12 +328,18 @@ class Index:
         entry = self._lanes[lane].pop(record_id)
         self.bytes -= entry.record.size
         self._frames[lane] -= entry.record.frames
+        self._recovered -= entry.record.session not in self.own
         return entry
 
     def _is_fragment(self, record_id: int) -> bool:
         """Whether it is a fragment other than its message's last."""
         entry = self.find(record_id)
         return entry is not None and entry.record.leaf == "video" and not entry.record.frames
+
+
+def last_frame_of(record: Record) -> int:
+    """The last frame in a message itself."""
+    return record.last_seq if record.last_frame < 0 else record.last_frame
 
 
 def _lane_of(record_id: int) -> Lane:
@@ -301,7 +368,14 @@ class MemorySpool:
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
         self._index = Index(self.session)
-        self.sessions = self._index.sessions
+        self.sessions, self.own = self._index.sessions, self._index.own
+
+    def begin_session(self, session: int) -> bool:
+        with self.changed:
+            self._index.begin_session(session)
+            self.session = session
+            self.changed.notify_all()
+            return True
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
         with self.changed:
@@ -340,6 +414,10 @@ class MemorySpool:
         with self.changed:
             return self._index.counts()
 
+    def held(self) -> dict[int, int] | None:
+        with self.changed:
+            return self._index.held()
+
     def close(self) -> None:
         pass
 
@@ -350,7 +428,7 @@ class MemorySpool:
 
 
 def stamp(records: Sequence[Record], session: int) -> list[Record]:
-    return [replace(record, session=session, size=len(record.payload)) for record in records]
+    return [replace(record, session=record.session or session, size=len(record.payload)) for record in records]
 
 
 def fits(index: Index, records: Sequence[Record], limits: Limits) -> bool:

@@ -58,12 +58,14 @@ class SqliteSpool:
     guards the connection. Whoever holds `changed` never takes the other.
     """
 
+    file_type: type[SpoolFile] = SpoolFile
+
     def __init__(self, path: Path, limits: Limits, *, session: int, clock: Clock, notices: Notices) -> None:
         self.changed = threading.Condition()
         self._limits, self._session, self._clock, self._notices = limits, session, clock, notices
         self._index = Index(session)
-        self.sessions = self._index.sessions
-        self._file = SpoolFile(path)
+        self.sessions, self.own = self._index.sessions, self._index.own
+        self._file = self.file_type(path)
         self._file_lock = threading.Lock()
         self._unsaved: dict[int, _Unsaved] = {}
         self._unsaved_bytes = 0
@@ -78,9 +80,30 @@ class SqliteSpool:
         self._backoff = Backoff(RETRY_FIRST_S, RETRY_LAST_S, random.Random())
         self._attempt(self._open)
         self._writer = threading.Thread(target=self._run, name="spool", daemon=True)
-        self._writer.start()
+        self._start()
 
     # The contract
+
+    def begin_session(self, session: int) -> bool:
+        # While the writer is at work it knows records by numbers that change here; and nobody waits for a disk.
+        if not self._file_lock.acquire(blocking=False):
+            return False
+        try:
+            with self.changed:
+                if not self._loaded:
+                    return False
+                moved = self._index.begin_session(session)
+                self._unsaved = {
+                    moved.get(number, number): replace(item, record=replace(item.record, record_id=moved[number]))
+                    if number in moved
+                    else item
+                    for number, item in self._unsaved.items()
+                }
+                self._session = session
+                self.changed.notify_all()
+                return True
+        finally:
+            self._file_lock.release()
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> bool:
         with self.changed:
@@ -147,11 +170,22 @@ class SqliteSpool:
         with self.changed:
             return self._index.counts()
 
+    def held(self) -> dict[int, int] | None:
+        with self.changed:
+            return self._index.held() if self._loaded else None
+
     def close(self) -> None:
         with self.changed:
             self._closing = True
             self.changed.notify_all()
         self._writer.join()
+
+    def flush(self) -> bool:
+        """Write what waits; False if the file does not take it. The writer's thread does so when it is due."""
+        return self._attempt(self._save)
+
+    def _start(self) -> None:
+        self._writer.start()
 
     # Books, with `changed` held
 
@@ -196,7 +230,7 @@ class SqliteSpool:
 
     def _run(self) -> None:
         while self._await_work():
-            if self._attempt(self._save):
+            if self.flush():
                 self._backoff.reset()
             elif self._closing:
                 break
@@ -322,6 +356,8 @@ class SqliteSpool:
                     self._unsaved_bytes += entry.record.size
                 else:
                     lost.append(number)
+            # Rows keep the order of records, by which the next start goes: what was saved comes before what is newer.
+            self._unsaved = dict(sorted(self._unsaved.items()))
             for entry in [entry for number in lost for entry in self._index.take_message(number)]:
                 self._forget(entry)
                 self._notices.given_up(entry.record, "damaged")

@@ -34,6 +34,7 @@ write_file() { # PATH MODE
     fi
     (umask 077 && cat >"$1.new")  # it may hold a password, before chmod too
     chmod "$2" "$1.new"
+    sync "$1.new"
     mv -f "$1.new" "$1"
 }
 
@@ -102,8 +103,9 @@ fill_slot() { # SLOT WHEEL PROFILE
     fi
 }
 
-# `current` is replaced in one step: at every moment it points at a whole environment.
+# `current` is replaced in one step: at every moment it points at a whole environment, also after a power cut.
 switch_to() { # SLOT
+    run sync
     run ln -sfn "$1" "$PREFIX/current.new"
     run mv -Tf "$PREFIX/current.new" "$PREFIX/current"
 }

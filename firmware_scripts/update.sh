@@ -53,11 +53,10 @@ case "$OLD" in
 esac
 NEW=$(other_slot)
 
-# Two updates at once would fill the same slot.
+# Two updates at once would fill the same slot. The kernel lets go of the lock however this ends.
 if [ "$DRY_RUN" != 1 ]; then
-    mkdir "$PREFIX/update.lock" 2>/dev/null || die "another update is under way (or died: remove $PREFIX/update.lock)"
-    trap 'rmdir "$PREFIX/update.lock"' EXIT
-    trap 'exit 1' INT TERM HUP
+    exec 9>"$PREFIX/update.lock"
+    flock -n 9 || die "another update is under way"
 fi
 
 if [ "$ROLLBACK" = 1 ]; then

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from scene_edge.codec.bundle import read_public_key
 from scene_edge.codec.errors import ConfigError
+from scene_edge.codec.topics import SHARDS
 
 ENV_PREFIX = "SCENE_EDGE_SERVER_"
 
@@ -94,6 +96,12 @@ class FusionConfig(_Section):
     threads: int | None = Field(None, ge=1, le=256)
 
 
+class BundlesConfig(_Section):
+    public_key_file: Path | None = Field(
+        None, description="raw or hexadecimal Ed25519 key that must have signed every bundle; null: digests only"
+    )
+
+
 class AnalyticsConfig(_Section):
     """Which networks look at the fused pictures. `off` switches one off."""
 
@@ -113,10 +121,35 @@ class AnalyticsConfig(_Section):
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
+class OwnershipConfig(_Section):
+    """Which shards this server works for, alone among all that share its database: the first that comes has them."""
+
+    shards: str = Field("0-255", pattern=r"^\d{1,3}-\d{1,3}$", description="of cameras, by the number in their topics")
+    lease_s: float = Field(5.0, ge=0.2, le=600, description="an owner silent for so long is taken over from")
+
+    @field_validator("shards")
+    @classmethod
+    def _is_range(cls, text: str) -> str:
+        first, last = map(int, text.split("-"))
+        if not first <= last < SHARDS:
+            raise ValueError(f"shards are FIRST-LAST within 0-{SHARDS - 1}")
+        return text
+
+    @property
+    def shard_range(self) -> range:
+        first, last = map(int, self.shards.split("-"))
+        return range(first, last + 1)
+
+
 class LimitsConfig(_Section):
     max_cameras: int = Field(256, ge=1, le=100_000)
     queue_messages: int = Field(512, ge=8, le=100_000, description="messages waiting per camera")
-    patience_s: float = Field(15.0, ge=0, le=300, description="the network waits so long for a full queue, then drops")
+    messages_per_s: float = Field(
+        60.0, gt=0, le=10_000, description="a camera that sends more, and queue_messages at once, is slowed down to it"
+    )
+    max_pixels: int = Field(
+        4096 * 2304, ge=4, le=8192 * 8192, description="a camera's pictures may have so many samples of luma"
+    )
     commit_frames: int = Field(10, ge=1, le=1000)
     commit_ms: int = Field(200, ge=1, le=10_000)
     silent_after_s: float = Field(10.0, gt=0)
@@ -128,8 +161,10 @@ class ServerConfig(_Section):
     web: WebConfig = WebConfig()
     database: str = "sqlite:///scene-edge.db"
     join: JoinConfig = JoinConfig()
+    bundles: BundlesConfig = BundlesConfig()
     fusion: FusionConfig = FusionConfig()
     analytics: AnalyticsConfig = AnalyticsConfig()
+    ownership: OwnershipConfig = OwnershipConfig()
     limits: LimitsConfig = LimitsConfig()
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
@@ -167,6 +202,15 @@ def load_config(
         raise ConfigError(
             f"{where}: {key or 'configuration'}: {first['msg']}", got=None if secret else str(first.get("input"))[:80]
         ) from error
+
+
+def public_key_of(config: ServerConfig) -> bytes | None:
+    """The key that must have signed every bundle; None: none need be signed. Raises ConfigError."""
+    path = config.bundles.public_key_file
+    try:
+        return None if path is None else read_public_key(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError("bundles.public_key_file cannot be used", got=str(error)) from error
 
 
 def shown(config: ServerConfig) -> dict[str, Any]:

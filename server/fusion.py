@@ -148,10 +148,12 @@ class LatentFeed:
 
 
 class BundleShelf:
-    """The SMC bundles that this server knows, found by the eight digest bytes that a packet names."""
+    """The SMC bundles that this server knows, found by the eight digest bytes that a packet names.
 
-    def __init__(self, extra: Sequence[str] = (), zoo: Path | None = None) -> None:
-        self._extra = tuple(extra)
+    With a key, only those that it signed."""
+
+    def __init__(self, extra: Sequence[str] = (), zoo: Path | None = None, *, public_key: bytes | None = None) -> None:
+        self._extra, self._public_key = tuple(extra), public_key
         self._zoo = shipped_zoo() if zoo is None else zoo
         self._known: dict[bytes, Bundle] | None = None
 
@@ -172,14 +174,15 @@ class BundleShelf:
     def _load(self) -> dict[bytes, Bundle]:
         if self._known is None:
             folders = [*self._extra, *(str(self._zoo / name) for name in shipped_bundles(self._zoo))]
-            self._known = {bundle.short_digest: bundle for bundle in map(_open_or_skip, folders) if bundle is not None}
+            opened = [_open_or_skip(folder, self._public_key) for folder in folders]
+            self._known = {bundle.short_digest: bundle for bundle in opened if bundle is not None}
         return self._known
 
 
-def _open_or_skip(folder: str) -> Bundle | None:
+def _open_or_skip(folder: str, public_key: bytes | None) -> Bundle | None:
     """One broken bundle must not take the others away: it is reported, and its cameras degrade to their H.264."""
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(folder, public_key=public_key)
     except BundleError as error:
         log.error("bundle not used", bundle=folder, error=str(error))
         return None

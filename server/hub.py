@@ -31,6 +31,7 @@ class Hub:
         self._lock = threading.Lock()
         self._states: dict[str, CameraState] = {}
         self._checks: dict[str, Callable[[], str]] = {}
+        self.role = "owner"
         self._dropped: Callable[[], dict[str, int]] = dict
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -41,7 +42,10 @@ class Hub:
         with self._lock:
             if camera not in self._states:
                 self._states[camera] = CameraState(
-                    camera, silent_after_s=self._silent_after_s, history_s=self._history_s
+                    camera,
+                    silent_after_s=self._silent_after_s,
+                    history_s=self._history_s,
+                    company=self._states.__len__,
                 )
             return self._states[camera]
 
@@ -78,6 +82,7 @@ class Hub:
         well = all(answer == "ok" for answer in parts.values())
         return {
             "status": "ok" if well else "failing",
+            "role": self.role,
             "parts": parts,
             "dropped": self._dropped(),
             "rss_mb": rss_mb(),

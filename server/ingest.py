@@ -1,9 +1,9 @@
 """MQTT in and out (paho): every message of every camera goes to the engine, acknowledgements and results go back.
 
 QoS 1 with a lasting session (clean_session False, fixed client id), so the broker keeps what comes while the server is
-away. A message is acknowledged to the broker once it stands in its camera's queue; while that queue is full the network
-thread waits, so that the broker holds the rest back. Cameras are safe from a crash here because they keep every record
-until the server's own ack.
+away. The network thread never waits for a camera: what one sends faster than it may, or than its worker takes, is held
+back behind its own door (throttle.py), and dropped and counted where that is full. Cameras are safe from that, and from
+a crash here, because they keep every record until the server's own ack.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.codec.errors import ConfigError, PacketError
-from scene_edge.codec.topics import PREFIX, parse
-from scene_edge.server.config import BrokerConfig
+from scene_edge.codec.topics import PREFIX, SHARDS, parse
+from scene_edge.server.clock import SYSTEM, Clock
+from scene_edge.server.config import BrokerConfig, LimitsConfig
 from scene_edge.server.engine import Engine
+from scene_edge.server.hub import Hub
+from scene_edge.server.throttle import Throttle
 from scene_edge.server.worker import Inbound
 
 SUBSCRIBED = ("video", "semantic", "status", "birth", "ledger")
 """Not `#`: the server's own acks and results would come back to it."""
 
+EVERY_SHARD = range(SHARDS)
 MAX_PAYLOAD_BYTES = 131_072
 MAX_QUEUED_OUT = 10_000
+MAX_UNDER_WAY = 1_000
+RELEASE_EVERY_S = 0.02
+"""How often those who are held back are looked at, while there are any."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,17 +43,39 @@ log = structlog.get_logger(__name__)
 class Ingest:
     """The server's MQTT client. `start` returns at once and keeps trying; `connected` says how it stands."""
 
-    def __init__(self, config: BrokerConfig, engine: Engine, patience_s: float) -> None:
-        self._config, self._engine = config, engine
-        # A broker cuts clients that stay silent for 1.5 keepalives: never block the network thread for one.
-        self._patience_s = min(patience_s, config.keepalive_s / 2)
+    def __init__(
+        self,
+        config: BrokerConfig,
+        engine: Engine,
+        limits: LimitsConfig,
+        hub: Hub,
+        shards: range = EVERY_SHARD,
+        *,
+        client: mqtt.Client | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._config, self._hub, self._clock = config, hub, clock
+        self._places = ["+"] if shards == EVERY_SHARD else [str(shard) for shard in shards]
+
+        def submit(camera: str, message: Inbound) -> str | None:
+            return engine.submit(camera, message, 0.0)
+
+        def told(camera: str, too_fast: bool) -> None:
+            why = f"throttled: it sends more than {limits.messages_per_s:g} messages a second" if too_fast else None
+            hub.state(camera).degrade("throttle", why)
+
+        self._throttle = Throttle(submit, limits.messages_per_s, limits.queue_messages, told)
+        self._doors = threading.Condition()
+        self._stopping = False
+        self._feeder: threading.Thread | None = None
         self._lock = threading.Lock()
         self._dropped: Counter[str] = Counter()
         self._ready = threading.Event()
-        self._client = mqtt.Client(
+        self._client = client or mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=config.client_id, clean_session=False, protocol=mqtt.MQTTv311
         )
         self._client.max_queued_messages_set(MAX_QUEUED_OUT)
+        self._client.max_inflight_messages_set(MAX_UNDER_WAY)
         self._client.reconnect_delay_set(1, 5)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
@@ -92,7 +121,18 @@ class Ingest:
         if self._client.publish(topic, payload, qos).rc != mqtt.MQTT_ERR_SUCCESS:
             self._count("unpublished")
 
+    def settled(self, timeout_s: float) -> bool:
+        """Wait until nothing is held back."""
+        with self._doors:
+            return self._doors.wait_for(lambda: not self._throttle.holds, timeout_s)
+
     def stop(self) -> None:
+        with self._doors:
+            self._stopping = True
+            self._doors.notify_all()
+            feeder = self._feeder
+        if feeder is not None:
+            feeder.join()
         self._client.disconnect()
         self._client.loop_stop()
         self._ready.clear()
@@ -101,7 +141,7 @@ class Ingest:
         if reason.is_failure:
             log.error("broker refuses the connection", broker=self._config.shown, reason=str(reason))
             return
-        client.subscribe([(f"{PREFIX}/+/+/{leaf}", 1) for leaf in SUBSCRIBED])
+        client.subscribe([(f"{PREFIX}/{place}/+/{leaf}", 1) for place in self._places for leaf in SUBSCRIBED])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
@@ -133,9 +173,36 @@ class Ingest:
             return
         if name.leaf == "status" and not message.payload:
             return  # a retained status being cleared
-        inbound = Inbound(name.leaf, bytes(message.payload), time.monotonic())
-        reason = self._engine.submit(name.camera, inbound, self._patience_s)
+        inbound = Inbound(name.leaf, bytes(message.payload), self._clock.now_s())
+        with self._doors:
+            reason = self._throttle.offer(name.camera, inbound, inbound.arrived_s)
+            if self._throttle.holds:
+                if self._feeder is None:  # most servers never need one
+                    self._feeder = threading.Thread(target=self._feed, name="throttle", daemon=True)
+                    self._feeder.start()
+                self._doors.notify_all()
         if reason is not None:
+            self._drop(name.camera, reason)
+
+    def _feed(self) -> None:
+        """Let through, as time passes, what is held back."""
+        while True:
+            with self._doors:
+                self._doors.wait_for(lambda: self._throttle.holds or self._stopping)
+                if self._stopping:
+                    return
+                dropped = self._throttle.release(self._clock.now_s())
+                if not self._throttle.holds:
+                    self._doors.notify_all()
+            for camera, reason in dropped:
+                self._drop(camera, reason)
+            time.sleep(RELEASE_EVERY_S)
+
+    def _drop(self, camera: str, reason: str) -> None:
+        """What is one camera's own fault or misfortune is counted there."""
+        if reason in ("throttled", "queue_full"):
+            self._hub.state(camera).dropped(reason)
+        else:
             self._count(reason)
 
     def _count(self, reason: str) -> None:

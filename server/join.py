@@ -66,8 +66,9 @@ class Joiner:
 
     `next_seq` is the frame due next; None means that the session was met in its middle, and that frames with lower
     numbers than the first one seen are awaited. Frames that are missing are awaited for `gap_s` (None: the deadline):
-    their camera still has them, unless it gave them up. Whatever exceeds `max_frames` or `max_bytes` leaves early, as
-    if its deadline had passed.
+    their camera still has them, unless it gave them up. A camera that says what it has (`camera_holds`) is believed
+    instead: no time gives up what it will send. Whatever exceeds `max_frames` or `max_bytes` leaves early, as if its
+    deadline had passed, or is not taken where it would wait behind frames that the camera has.
     """
 
     deadline_s: float
@@ -76,6 +77,7 @@ class Joiner:
     max_frames: int = 2048
     max_bytes: int = 64 << 20
     gap_s: float | None = None
+    held_from: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
     _units: dict[int, tuple[VideoUnit, float]] = field(default_factory=dict)
     _packets: dict[int, SemanticPacket] = field(default_factory=dict)
@@ -90,6 +92,9 @@ class Joiner:
         if seq in self._units or (self.next_seq is not None and seq < self.next_seq):
             self.counts["repeated_video"] += 1
             return False
+        if self.held_from is not None and self._overfull() and seq > max(self._units):
+            self.counts["join_overflow"] += 1  # it is not acknowledged, so it comes again
+            return True
         if self._first_arrival_s is None:
             self._first_arrival_s = now_s
         if seq == 0 and self.next_seq is None:
@@ -113,14 +118,19 @@ class Joiner:
             del self._packets[max(self._packets)]
             self.counts["join_overflow"] += 1
 
-    def release(self, now_s: float) -> list[Joined]:
-        """Everything that can leave by `now_s`, in order."""
+    def camera_holds(self, first_seq: int) -> None:
+        """The camera has said that it will never send a frame below `first_seq`, and may send any from there on."""
+        self.held_from = max(first_seq, self.held_from or 0)
+
+    def release(self, now_s: float, *, hurry: bool = False) -> list[Joined]:
+        """Everything that can leave by `now_s`, in order; with `hurry` frames wait for semantics no longer."""
         out: list[Joined] = []
         while self._units:
             if self.next_seq is None:
-                if not self._overfull() and now_s < (self._first_arrival_s or 0.0) + self._patience_s:
+                begun = self._middle(now_s)
+                if begun is None:
                     break
-                self.next_seq = min(self._units)
+                self.next_seq = begun
             held = self._units.get(self.next_seq)
             if held is None:
                 gap = self._gap(now_s)
@@ -130,7 +140,7 @@ class Joiner:
                 continue
             unit, arrived_s = held
             packet = self._packets.get(self.next_seq)
-            overdue = now_s >= arrived_s + self.deadline_s or self._overfull()
+            overdue = hurry or now_s >= arrived_s + self.deadline_s or self._overfull()
             if packet is None and self._awaited(unit) and not overdue:
                 break
             out.append(self._leave(unit, packet, arrived_s))
@@ -140,11 +150,13 @@ class Joiner:
         """When `release` has to be called again even if nothing arrives; None while nothing waits."""
         if not self._units:
             return None
-        if self.next_seq is None:
-            return (self._first_arrival_s or 0.0) + self._patience_s
-        held = self._units.get(self.next_seq)
+        held = None if self.next_seq is None else self._units.get(self.next_seq)
         if held is not None:
             return held[1] + self.deadline_s
+        if self.held_from is not None:
+            return None  # the camera's word is awaited, not a time
+        if self.next_seq is None:
+            return (self._first_arrival_s or 0.0) + self._patience_s
         return min(arrived for _, arrived in self._units.values()) + self._patience_s
 
     def missing(self) -> int | None:
@@ -176,13 +188,28 @@ class Joiner:
     def _overfull(self) -> bool:
         return len(self._units) > self.max_frames or self._bytes > self.max_bytes
 
+    def _middle(self, now_s: float) -> int | None:
+        """Where a session begins that was met in its middle, once what was before that is not awaited any more."""
+        lowest = min(self._units)
+        if self.held_from is not None:
+            return min(lowest, self.held_from)
+        if self._overfull() or now_s >= (self._first_arrival_s or 0.0) + self._patience_s:
+            return lowest
+        return None
+
     def _gap(self, now_s: float) -> Joined | None:
-        """Frames are missing before the lowest held one: give them up once a held frame has waited for long enough."""
-        waited_since_s = min(arrived for _, arrived in self._units.values())
-        if now_s < waited_since_s + self._patience_s and not self._overfull():
-            return None
-        first = self.next_seq or 0
-        self.next_seq = min(self._units)
+        """Frames are missing before the lowest one here: give them up where their camera has them no more, or, if it
+        does not say, once a frame here has waited for long enough."""
+        first, lowest = self.next_seq or 0, min(self._units)
+        if self.held_from is not None:
+            lowest = min(lowest, self.held_from)
+            if lowest <= first:
+                return None
+        else:
+            waited_since_s = min(arrived for _, arrived in self._units.values())
+            if now_s < waited_since_s + self._patience_s and not self._overfull():
+                return None
+        self.next_seq = lowest
         count = self.next_seq - first
         self.counts["missing_video"] += count
         self._forget_packets_before(self.next_seq)

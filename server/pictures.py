@@ -31,8 +31,8 @@ from scene_edge.server.store import FrameResult
 MAX_UNDECODED = 16
 """A decoder that holds more access units than this without a picture has lost them (no B-frames are sent)."""
 
-MAX_PREPARED_SAMPLES = 4096 * 2304
-"""A network is opened on a camera's mere word only up to this size."""
+MAX_PIXELS = 4096 * 2304
+"""As large as pictures are that most people send; `limits.max_pixels` is for the others."""
 
 log = structlog.get_logger(__name__)
 
@@ -77,8 +77,15 @@ def fusion_factory(shelf: BundleShelf, config: FusionConfig) -> FusionFactory:
 class PicturePipeline:
     """One camera's pictures. `reset` at every new session."""
 
-    def __init__(self, state: CameraState, analytics: Analytics, fusion: FusionFactory | None) -> None:
-        self._state, self._analytics, self._fusion = state, analytics, fusion
+    def __init__(
+        self,
+        state: CameraState,
+        analytics: Analytics,
+        fusion: FusionFactory | None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._state, self._analytics, self._fusion, self._max_pixels = state, analytics, fusion, max_pixels
         self._h264: H264Decoder | None = None
         self._undecoded: dict[int, Joined] = {}
         self._feed: LatentFeed | None = None
@@ -111,7 +118,7 @@ class PicturePipeline:
 
     def prepare(self, digest: bytes, width: int, height: int) -> None:
         """Open the fusion network that a camera announces, before its first frames wait for it."""
-        if self._fusion is not None and self._feed_key is None and width * height <= MAX_PREPARED_SAMPLES:
+        if self._fusion is not None and self._feed_key is None:
             self._feed_key = (digest, width, height)
             self._open_fusion(*self._feed_key)
 
@@ -128,7 +135,7 @@ class PicturePipeline:
                 del self._undecoded[joined.frame_seq]
                 yield self._blank(joined, unit)
                 return
-            self._h264 = H264Decoder()
+            self._h264 = H264Decoder(max_pixels=self._max_pixels)
         try:
             with self._timed("decode"):
                 pictures = self._h264.decode(unit.data, joined.frame_seq)

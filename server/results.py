@@ -59,13 +59,15 @@ def action_json(camera: str, session: str, utc_ns: int, action: Action) -> bytes
     return json.dumps(event, separators=(",", ":")).encode()
 
 
-def ack_json(session: str, seq: int, epoch: int) -> bytes:
-    """Everything of the session up to `seq` is committed, or was given up as never sent.
+def ack_json(session: str, seq: int, epoch: int, cameras: int | None = None) -> bytes:
+    """Everything of the session up to `seq` is committed, or was given up as never sent. `cameras` says how many there
+    are, which is how a camera knows in how much company it comes back after the broker was away.
 
     >>> ack_json("00000000deadbeef", 41, 3)
     b'{"session":"00000000deadbeef","seq":41,"epoch":3}'
     """
-    return json.dumps({"session": session, "seq": seq, "epoch": epoch}, separators=(",", ":")).encode()
+    told = {} if cameras is None else {"cameras": cameras}
+    return json.dumps({"session": session, "seq": seq, "epoch": epoch, **told}, separators=(",", ":")).encode()
 
 
 def missing_json(session: str, acked: int | None, missing: int, epoch: int) -> bytes:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -16,16 +17,17 @@ from scene_edge.codec.errors import ConfigError, SceneEdgeError, StoreError, Tra
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.seams import ActionRecogniser, Detector, Tracker
-from scene_edge.server.config import ServerConfig
+from scene_edge.server.config import ServerConfig, public_key_of
 from scene_edge.server.engine import Engine, LocalEngine
 from scene_edge.server.fusion import BundleShelf
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
+from scene_edge.server.leases import Leases, Tenure, new_owner
 from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factory
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Store
 from scene_edge.server.web.app import create_app
-from scene_edge.server.worker import CameraWorker
+from scene_edge.server.worker import CameraWorker, PicturesFactory
 
 PING_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
@@ -54,11 +56,20 @@ class SharedDetector:
             self._detector.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Office:
+    """What runs while this server owns its shards."""
+
+    engine: Engine
+    ingest: Ingest
+
+
 class Server:
     """Everything between the broker and the page.
 
     `start` returns once the page answers; the broker may come later (see `wait_connected`). `stop` commits what is
-    finished. `detector` and `recognisers` replace what the configuration names (benchmarks, tests).
+    finished. `detector` and `recognisers` replace what the configuration names, `pictures` all of the work on pictures
+    (benchmarks, tests).
     """
 
     def __init__(
@@ -67,27 +78,30 @@ class Server:
         *,
         detector: Detector | None = None,
         recognisers: Callable[[], list[ActionRecogniser]] | None = None,
+        pictures: PicturesFactory | None = None,
     ) -> None:
         self.config = config
         self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
-        self.store = Store(config.database)
+        self.store = Store(config.database, owner=new_owner())
+        self._leases = Leases(self.store, config.ownership.shard_range, config.ownership.lease_s)
+        self._tenure = Tenure(self._leases, self._enter_office, self._leave_office)
+        self._in_office = threading.Event()
         self._store_answer = "ok"  # it was opened just now
         self._missing: dict[str, str] = {}
+        self._public_key = public_key_of(config)
         opened = detector or self._open_detector()
         self._detector = SharedDetector(opened) if opened is not None else None
         if self._detector is not None:
             self._open_tracker()  # its imports take seconds: now, not while the first camera's frames wait
-        self._recognisers = recognisers
-        self._shelf = BundleShelf(config.fusion.bundles)
-        self.engine: Engine = LocalEngine(
-            self._make_worker, max_cameras=config.limits.max_cameras, queue_messages=config.limits.queue_messages
-        )
-        self.ingest = Ingest(config.broker, self.engine, config.limits.patience_s)
-        self.hub.answer_for("broker", lambda: "ok" if self.ingest.connected else "not connected")
+        self._recognisers, self._pictures = recognisers, pictures
+        self._shelf = BundleShelf(config.fusion.bundles, public_key=self._public_key)
+        self.hub.role = "standby"
+        self.hub.answer_for("broker", self._broker_answer)
         self.hub.answer_for("store", lambda: self._store_answer)
-        self.hub.count_with(lambda: self.ingest.dropped)
+        self.hub.count_with(lambda: self.dropped)
         self._web: uvicorn.Server | None = None
         self._web_thread: threading.Thread | None = None
+        self._keeper = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
         self._housekeeper = threading.Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self.port = config.web.port
 
@@ -101,30 +115,92 @@ class Server:
         listener = self._listen()
         self.hub.start()
         self._start_web(listener)
-        self.ingest.start()
+        self._follow_leases()
+        self._keeper.start()
         self._housekeeper.start()
 
+    @property
+    def connected(self) -> bool:
+        """Owner of the shards, connected and subscribed."""
+        office = self._tenure.current
+        return office is not None and office.ingest.connected
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Messages that never reached a worker, by reason, since this server became the owner."""
+        office = self._tenure.current
+        return office.ingest.dropped if office is not None else {}
+
     def wait_connected(self, timeout_s: float) -> None:
-        """Raises TransportError if the broker does not answer in time."""
-        if not self.ingest.wait_connected(timeout_s):
+        """Raises TransportError if this server does not become the owner, or the broker does not answer, in time."""
+        deadline_s = time.monotonic() + timeout_s
+        self._in_office.wait(timeout_s)
+        office = self._tenure.current
+        if office is None:
+            raise TransportError("another server owns the shards", got=f"no lease after {timeout_s:g} s")
+        if not office.ingest.wait_connected(max(0.0, deadline_s - time.monotonic())):
             raise TransportError(
                 f"no connection to the broker {self.config.broker.shown}", got=f"none after {timeout_s:g} s"
             )
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything that came is committed."""
-        return self.engine.drain(timeout_s)
+        office, deadline_s = self._tenure.current, time.monotonic() + timeout_s
+        if office is None:
+            return True
+        return office.ingest.settled(timeout_s) and office.engine.drain(max(0.0, deadline_s - time.monotonic()))
 
     def stop(self) -> None:
-        self.engine.close()  # first, so that the last acknowledgements still go out
-        self.ingest.stop()
         self.hub.stop()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        office = self._tenure.current
+        if office is not None:
+            office.engine.close()  # first, so that the last acknowledgements still go out
+            office.ingest.stop()
+            self._leases.release()
         if self._web is not None and self._web_thread is not None:
             self._web.should_exit = True
             self._web_thread.join(timeout=10)
         if self._detector is not None:
             self._detector.close()
         self.store.close()
+
+    # Ownership
+
+    def _keep_leases(self) -> None:
+        while not self.hub.wait_stop(self._leases.period_s):
+            self._follow_leases()
+
+    def _follow_leases(self) -> None:
+        self._tenure.follow()
+        office = self._tenure.current
+        if office is not None and not self._in_office.is_set():
+            office.ingest.start()
+            self._in_office.set()
+        self.hub.role = "owner" if self._leases.held else "standby"
+
+    def _enter_office(self) -> _Office:
+        """The one client id of all servers is the broker's fence: whoever connects under it gets what waits there, and
+        ends the connection of the one before."""
+        limits = self.config.limits
+        engine = LocalEngine(self._make_worker, max_cameras=limits.max_cameras, queue_messages=limits.queue_messages)
+        ingest = Ingest(self.config.broker, engine, limits, self.hub, self.config.ownership.shard_range)
+        return _Office(engine, ingest)
+
+    def _leave_office(self, office: _Office) -> None:
+        self._in_office.clear()
+        office.ingest.stop()
+        office.engine.close()
+
+    def _broker_answer(self) -> str:
+        return "ok" if self._tenure.current is None or self.connected else "not connected"
+
+    def _publish(self, topic: str, payload: bytes, qos: int) -> None:
+        """What a server out of office would say is not said."""
+        office = self._tenure.current
+        if office is not None:
+            office.ingest.publish(topic, payload, qos)
 
     # Workers
 
@@ -135,9 +211,10 @@ class Server:
         fusion = fusion_factory(self._shelf, self.config.fusion) if self.config.fusion.enabled else None
 
         def pictures(shown: CameraState) -> PicturePipeline:
-            return PicturePipeline(shown, self._analytics(shown), fusion)
+            most = self.config.limits.max_pixels
+            return PicturePipeline(shown, self._analytics(shown), fusion, max_pixels=most)
 
-        return CameraWorker(camera, self.config, self.store, state, pictures, self.ingest.publish, stop)
+        return CameraWorker(camera, self.config, self.store, state, self._pictures or pictures, self._publish, stop)
 
     def _analytics(self, state: CameraState) -> Analytics:
         settings = self.config.analytics
@@ -160,7 +237,7 @@ class Server:
         if settings.detector == "off":
             return None
         try:
-            return open_detector(settings.detector, threads=settings.threads)
+            return open_detector(settings.detector, threads=settings.threads, public_key=self._public_key)
         except SceneEdgeError as error:
             if "detector" in settings.model_fields_set:
                 raise
@@ -180,7 +257,8 @@ class Server:
         opened: list[ActionRecogniser] = []
         for name in self.config.analytics.actions:
             try:
-                opened.append(open_recogniser(name, threads=self.config.analytics.threads))
+                threads = self.config.analytics.threads
+                opened.append(open_recogniser(name, threads=threads, public_key=self._public_key))
             except SceneEdgeError as error:
                 log.error("no action recognition", bundle=name, error=str(error))
                 state.degrade(f"action {name}", f"no action recognition by {name}: {error}")

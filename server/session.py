@@ -6,7 +6,6 @@ its own here, so that neither waits for the other's packets or disturbs its deco
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.riders import carrier_of, read_riders
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoAssembler, VideoMessage
+from scene_edge.server.clock import Clock
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.join import Joiner, VideoUnit
 from scene_edge.server.pictures import Outcome, PicturePipeline
@@ -51,12 +51,13 @@ class SessionWorker:
         epoch: int,
         resumed: int | None,
         expect_semantics: bool,
+        clock: Clock,
     ) -> None:
         self.session_id, self.name = session_id, session_hex(session_id)
         self.state, self.pictures = state, pictures
         self.birth: Mapping[str, Any] = {}
         self._topics, self._limits, self._publish, self._commit_batch = topics, config.limits, publish, commit
-        self._epoch = epoch
+        self._epoch, self._clock = epoch, clock
         join = config.join
         self.joiner = Joiner(
             join.deadline_ms / 1000,
@@ -69,11 +70,13 @@ class SessionWorker:
         self._assembler = VideoAssembler()
         self._results: list[Outcome] = []
         self._results_since_s = 0.0
+        self._committed_s = -1e9
         self._missing = 0
+        self._told_company = 1
         self._processed_seq = self._acked_seq = resumed
         self._reack_at_s: float | None = None
         self._asked: tuple[int, float] | None = None
-        self.heard_s = time.monotonic()
+        self.heard_s = clock.now_s()
 
     # What arrives
 
@@ -99,7 +102,7 @@ class SessionWorker:
                 self.session_id,
                 unit.frame_seq,
                 unit.capture_ns,
-                unit.capture_ns + unit.utc_offset_ns if known else time.time_ns(),
+                unit.capture_ns + unit.utc_offset_ns if known else self._clock.utc_ns(),
                 known,
                 unit.keyframe,
                 fragment.width,
@@ -122,7 +125,7 @@ class SessionWorker:
         if self._asked and self.joiner.missing() is not None:
             due.append(self._asked[1] + ASK_EVERY_S)
         if self._results or self._missing:
-            due.append(self._results_since_s + self._limits.commit_ms / 1000)
+            due.append(self._commit_due_s)
         times = [time_s for time_s in due if time_s is not None]
         return min(times) if times else None
 
@@ -134,17 +137,28 @@ class SessionWorker:
     def advance(self, now_s: float) -> None:
         """Let deadlines pass, commit what is due."""
         self._drain(now_s)
-        if (self._results or self._missing) and now_s >= self._results_since_s + self._limits.commit_ms / 1000:
+        if (self._results or self._missing) and now_s >= self._commit_due_s:
             self.commit()
         if self._reack_at_s is not None and now_s >= self._reack_at_s:
             self._reack_at_s = None
             self._ack()
         self._ask(now_s)
 
+    @property
+    def _commit_due_s(self) -> float:
+        """At once after a pause, else `commit_ms` after the commit before: cameras share transactions (group.py), so
+        waiting saves little beyond that."""
+        return max(self._results_since_s, self._committed_s + self._limits.commit_ms / 1000)
+
     def finish(self) -> None:
-        """Nothing more comes that frames could wait for: commit all of them."""
-        self._drain(math.inf)
+        """No semantics come any more: commit what waits for nothing else. What is left is behind frames that the
+        camera may still have."""
+        self._drain(self._clock.now_s(), hurry=True)
         self.commit()
+
+    def step_back(self, state: CameraState, pictures: PicturePipeline) -> None:
+        """Another session runs now: from here on it reports to another state, and has a decoder of its own."""
+        self.state, self.pictures = state, pictures
 
     def commit(self) -> None:
         """Write, then acknowledge, then report. Blocks while the database fails."""
@@ -157,6 +171,7 @@ class SessionWorker:
         if committed_ns is None:
             return
         self.state.took("commit", (time.perf_counter() - started_s) * 1000)
+        self._committed_s = self._clock.now_s()
         outcomes, self._results, self._missing = self._results, [], 0
         latencies = [
             (committed_ns - outcome.result.captured_ns) / 1e6 for outcome in outcomes if outcome.unit.utc_known
@@ -166,28 +181,32 @@ class SessionWorker:
         self._ack()
         self._report(outcomes)
 
-    def _drain(self, now_s: float) -> None:
-        released = self.joiner.release(now_s)
+    def _drain(self, now_s: float, *, hurry: bool = False) -> None:
+        released = self.joiner.release(now_s, hurry=hurry)
         for joined in released:
             if joined.unit is None and not (self._results or self._missing):
                 self._results_since_s = now_s
             for outcome in self.pictures.process(joined):
                 if not self._results:
-                    self._results_since_s = time.monotonic()
+                    self._results_since_s = self._clock.now_s()
                 self._results.append(outcome)
                 self._processed_seq = outcome.result.seq
             if joined.unit is None:
                 self._missing += joined.count
                 self._processed_seq = joined.frame_seq + joined.count - 1
             limits = self._limits
-            waited_s = time.monotonic() - self._results_since_s
+            waited_s = self._clock.now_s() - self._results_since_s
             if len(self._results) >= limits.commit_frames or (self._results and waited_s >= limits.commit_ms / 1000):
                 self.commit()
         self.state.joined(self.joiner.counts, self.joiner.match_rate(), self.joiner.waiting)
 
     def _ack(self) -> None:
-        if self._acked_seq is not None:
-            self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch), 1)
+        if self._acked_seq is None:
+            return
+        cameras, told = self.state.company(), None
+        if abs(cameras - self._told_company) * 5 > self._told_company:  # roughly is enough, and costs no bytes
+            self._told_company = told = cameras
+        self._publish(self._topics.ack, ack_json(self.name, self._acked_seq, self._epoch, told), 0)
 
     def _ask(self, now_s: float) -> None:
         """Frames are missing that their camera keeps until they are acknowledged, and later ones must not acknowledge
@@ -203,7 +222,7 @@ class SessionWorker:
             if filling or not due:
                 return
         self._asked = missing, now_s
-        self._publish(self._topics.ack, missing_json(self.name, self._acked_seq, missing, self._epoch), 1)
+        self._publish(self._topics.ack, missing_json(self.name, self._acked_seq, missing, self._epoch), 0)
 
     def _report(self, outcomes: list[Outcome]) -> None:
         camera = self.state.camera

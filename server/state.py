@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.seams import Action, Track
+from scene_edge.server.history import History, Latencies
 
 LATENCY_WINDOW = 1024
 RECENT_ACTIONS = 20
@@ -44,10 +43,19 @@ class Snapshot:
 
 
 class CameraState:
-    """Counters, last values and the current picture of one camera. Every method may be called from any thread."""
+    """Counters, last values and the current picture of one camera. Every method may be called from any thread.
 
-    def __init__(self, camera: str, *, silent_after_s: float = 10.0, history_s: int = 300) -> None:
-        self.camera = camera
+    `company`: how many cameras the server has met."""
+
+    def __init__(
+        self,
+        camera: str,
+        *,
+        silent_after_s: float = 10.0,
+        history_s: int = 300,
+        company: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self.camera, self.company = camera, company
         self._silent_after_s = silent_after_s
         self._lock = threading.Lock()
         self._status: str | None = None
@@ -57,7 +65,7 @@ class CameraState:
         self._video_at_s: float | None = None
         self._session: str | None = None
         self._size: tuple[int, int] | None = None
-        self._latency_ms: deque[float] = deque(maxlen=LATENCY_WINDOW)
+        self._latency_ms = Latencies(LATENCY_WINDOW)
         self._wire: Counter[str] = Counter()
         self._rode_bytes = 0
         self._wire_at_s = time.monotonic()
@@ -73,7 +81,7 @@ class CameraState:
         self._track_ids: set[int] = set()
         self._actions: deque[tuple[Action, int]] = deque(maxlen=RECENT_ACTIONS)
         self._stage_ms: dict[str, float] = {}
-        self.history: deque[dict[str, float | None]] = deque(maxlen=history_s)
+        self._history = History(("t", *STREAMS, "p50", "p95", "p99"), history_s)
 
     # What the worker reports.
 
@@ -181,8 +189,13 @@ class CameraState:
             kbps, _ = self._rates(now_s)
             point: dict[str, float | None] = {"t": round(time.time(), 1)}
             point.update({name: kbps.get(name) for name in STREAMS})
-            point.update(_percentiles(self._latency_ms))
-            self.history.append(point)
+            point.update(self._latency_ms.percentiles())
+            self._history.add(point)
+
+    def history(self) -> list[dict[str, float | None]]:
+        """A point a second: time, kbit/s of each stream, percentiles of the latency; oldest first."""
+        with self._lock:
+            return self._history.points()
 
     def view(self) -> dict[str, Any]:
         """All of it as JSON for /api/cameras."""
@@ -206,6 +219,7 @@ class CameraState:
                 "ledger": {
                     **{name: _whole(ledger.get(name)) for name in ("captured", "committed", "spooled")},
                     "dropped": _counts(ledger.get("dropped")),
+                    "backfill": _whole(ledger.get("backfill_frames")),
                 },
                 "kbps": {**kbps, "total": _total(kbps)},
                 "kbps_source": source,
@@ -213,7 +227,7 @@ class CameraState:
                 "semantics": birth.get("semantics") if isinstance(birth.get("semantics"), bool) else None,
                 "match_rate": self._match_rate,
                 "match": self._match,
-                "latency_ms": _percentiles(self._latency_ms),
+                "latency_ms": self._latency_ms.percentiles(),
                 "tracks": tracks,
                 "tracks_seen": len(self._track_ids),
                 "actions": actions,
@@ -261,7 +275,7 @@ class EarlierState(CameraState):
     """What the work on an earlier session reports to: its counts reach the camera's, its pictures and times no page."""
 
     def __init__(self, shown: CameraState) -> None:
-        super().__init__(shown.camera)
+        super().__init__(shown.camera, company=shown.company)
         self._shown = shown
 
     def dropped(self, reason: str, count: int = 1) -> None:
@@ -280,13 +294,6 @@ class EarlierState(CameraState):
 def _total(kbps: Mapping[str, float | None]) -> float | None:
     known = [rate for rate in kbps.values() if rate is not None]
     return round(sum(known), 2) if known else None
-
-
-def _percentiles(values: Sequence[float] | deque[float]) -> dict[str, float | None]:
-    if not values:
-        return {"p50": None, "p95": None, "p99": None}
-    p50, p95, p99 = np.percentile(np.fromiter(values, np.float64), (50, 95, 99))
-    return {"p50": round(float(p50), 1), "p95": round(float(p95), 1), "p99": round(float(p99), 1)}
 
 
 def _track_view(track: Track) -> dict[str, Any]:

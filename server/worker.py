@@ -24,12 +24,13 @@ from typing import Any
 import structlog
 
 from scene_edge.codec.errors import PacketError, SeiError, StoreError
-from scene_edge.codec.identity import session_hex
+from scene_edge.codec.identity import MAX_FRAME_SEQ, session_hex
 from scene_edge.codec.packet import DELTA, KEY, SemanticPacket
 from scene_edge.codec.planes import MAX_SIDE
 from scene_edge.codec.sei import ANCHOR_UUID, strip_sei
 from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoMessage
+from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import ServerConfig
 from scene_edge.server.pictures import PicturePipeline
 from scene_edge.server.session import Publish, SessionWorker
@@ -42,6 +43,9 @@ SESSION = re.compile(r"[0-9a-f]{16}")
 MAX_EARLIER = 2
 EARLIER_IDLE_S = 10.0
 """An earlier session of which nothing has come for so long is closed, with its networks."""
+
+UNBORN_GAP_S = 60.0
+"""For so long at least a gap is awaited of a camera whose birth has not come yet."""
 
 RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
 
@@ -72,10 +76,11 @@ class CameraWorker:
         pictures: PicturesFactory,
         publish: Publish,
         stop: threading.Event,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.camera, self.state = camera, state
         self._config, self._store, self._make_pictures = config, store, pictures
-        self._publish, self._stop = publish, stop
+        self._publish, self._stop, self._clock = publish, stop, clock
         self._topics = Topics(camera)
         self._epoch = store.claim(camera)
         self._pictures = pictures(state)
@@ -101,6 +106,7 @@ class CameraWorker:
             self._on_birth(message.payload)
         elif message.leaf == "ledger" and (ledger := self._json(message.payload, "ledger_corrupt")) is not None:
             self.state.told_ledger(ledger)
+            self._note_held(ledger)
         # The stamp of this message, not the present: a backlog behind it may hold the packet that is waited for.
         self._advance(message.arrived_s)
 
@@ -140,6 +146,8 @@ class CameraWorker:
         except PacketError:
             self.state.dropped("video_corrupt")
             return
+        if self._too_large(fragment.width, fragment.height):
+            return
         session = self._enter(fragment.session_id, (fragment.width, fragment.height))
         if session is not None:
             session.add_video(fragment, message.arrived_s)
@@ -153,9 +161,20 @@ class CameraWorker:
         if packet.kind not in (KEY, DELTA):
             self.state.dropped("semantic_unsupported")
             return
+        if self._too_large(packet.width, packet.height):
+            return
         session = self._enter(packet.session_id, (packet.width, packet.height))
         if session is not None:
             session.add_semantics(packet, message.arrived_s)
+
+    def _too_large(self, width: int, height: int) -> bool:
+        """Decoders and networks take memory by the picture: how much a camera may claim is ours to say."""
+        limit = self._config.limits.max_pixels
+        if width * height <= limit:
+            return False
+        self.state.dropped("too_many_pixels")
+        self.state.degrade("size", f"pictures of {width}x{height} are refused: limits.max_pixels is {limit}")
+        return True
 
     def _on_birth(self, payload: bytes) -> None:
         birth = self._json(payload, "birth_corrupt")
@@ -163,6 +182,8 @@ class CameraWorker:
             return
         self._birth = birth
         self.state.told_birth(birth)
+        for session in self._sessions:
+            self._await_word(session)
         if self._live is not None:
             if birth.get("session") == self._live.name:
                 self._live.birth = birth
@@ -171,6 +192,24 @@ class CameraWorker:
                 self._retire()
         if birth.get("semantics") is True:
             self._prepare(birth.get("bundle"), birth.get("width"), birth.get("height"))
+
+    def _await_word(self, session: SessionWorker) -> None:
+        """A camera that tells what it holds may hold all of it, until it has. After a restart of ours its birth, which
+        says so, may come behind its frames."""
+        if self._birth.get("tells_held") is True:
+            session.joiner.camera_holds(0)
+        gap_s = self._config.join.gap_ms / 1000
+        session.joiner.gap_s = gap_s if self._birth else max(gap_s, UNBORN_GAP_S)
+
+    def _note_held(self, ledger: Mapping[str, Any]) -> None:
+        """What the camera may still send, session by session. Only the session that runs can speak for the others."""
+        held = ledger.get("held")
+        if not isinstance(held, dict) or ledger.get("session") != self._birth.get("session"):
+            return
+        for session in self._sessions:
+            first_seq = held.get(session.name, MAX_FRAME_SEQ + 1)
+            if isinstance(first_seq, int) and not isinstance(first_seq, bool) and first_seq >= 0:
+                session.joiner.camera_holds(first_seq)
 
     @staticmethod
     def _names_session(birth: Mapping[str, Any]) -> bool:
@@ -182,7 +221,9 @@ class CameraWorker:
         digest = bundle.get("digest") if isinstance(bundle, dict) else None
         if not (isinstance(digest, str) and HEX_DIGEST.fullmatch(digest)):
             return
-        if isinstance(width, int) and isinstance(height, int) and 2 <= min(width, height) <= MAX_SIDE:
+        if not (isinstance(width, int) and isinstance(height, int) and min(width, height) >= 2):
+            return
+        if max(width, height) <= MAX_SIDE and width * height <= self._config.limits.max_pixels:
             self._pictures.prepare(bytes.fromhex(digest)[:8], width, height)
 
     def _json(self, payload: bytes, reason: str) -> dict[str, Any] | None:
@@ -231,8 +272,8 @@ class CameraWorker:
             self._retire()
             self._pictures.reset()
             self.state.began_session(name, size)
-        elif len(self._earlier) >= MAX_EARLIER:
-            self._leave(next(iter(self._earlier)))
+        else:
+            self._make_room()
         state = self.state if runs else EarlierState(self.state)
         session = SessionWorker(
             session_id,
@@ -246,7 +287,9 @@ class CameraWorker:
             resumed=resumed,
             # Of an earlier session nobody says it: most likely the camera did then what it does now.
             expect_semantics=self._birth.get("semantics") is True,
+            clock=self._clock,
         )
+        self._await_word(session)
         if runs:
             self._live = session
             session.birth = self._birth if self._birth.get("session") == name else {}
@@ -256,11 +299,22 @@ class CameraWorker:
         return session
 
     def _retire(self) -> None:
-        """Another session runs now. What came of the one before is finished; what its camera still has comes as
-        backfill."""
-        if self._live is not None:
-            self._live.finish()
-            self._live = None
+        """Another session runs now. What came of the one before is finished, but for what is behind frames that its
+        camera may still have, and send as backfill."""
+        live, self._live = self._live, None
+        if live is None:
+            return
+        live.finish()
+        if live.joiner.waiting:
+            self._make_room()
+            state = EarlierState(self.state)
+            live.step_back(state, self._make_pictures(state))
+            self._earlier[live.session_id] = live
+
+    def _make_room(self) -> None:
+        """For an earlier session."""
+        if len(self._earlier) >= MAX_EARLIER:
+            self._leave(next(iter(self._earlier)))
 
     def _leave(self, session_id: int) -> None:
         """Close an earlier session. What is not committed is not acknowledged, and comes again."""

@@ -166,7 +166,12 @@ class ClipRecogniser:
 
 
 def open_recogniser(
-    spec: str | Path, *, threads: int | None = None, prefer: Sequence[str] = DEFAULT_ENGINES
+    spec: str | Path,
+    *,
+    threads: int | None = None,
+    prefer: Sequence[str] = DEFAULT_ENGINES,
+    public_key: bytes | None = None,
 ) -> ClipRecogniser:
-    """A recogniser from the name or folder of an action bundle. Raises BundleError or EngineError."""
-    return ClipRecogniser(Bundle.open(spec), threads=threads, prefer=prefer)
+    """A recogniser from the name or folder of an action bundle, which `public_key` must have signed, where there is
+    one. Raises BundleError or EngineError."""
+    return ClipRecogniser(Bundle.open(spec, public_key=public_key), threads=threads, prefer=prefer)

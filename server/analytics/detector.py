@@ -235,14 +235,22 @@ def open_detector(
     iou: float = NMS_IOU,
     threads: int | None = None,
     prefer: Sequence[str] = DEFAULT_ENGINES,
+    public_key: bytes | None = None,
 ) -> Detector:
-    """A `.onnx` path gives a YoloxDetector; anything else is the name or folder of a detector bundle.
+    """A `.onnx` path gives a YoloxDetector; anything else is the name or folder of a detector bundle, which
+    `public_key` must have signed, where there is one.
 
-    Raises SourceError where the file is missing, FormatError where it is no detector, EngineError where none runs it.
+    Raises SourceError where the file is missing, FormatError where it is no detector or bears no signature,
+    EngineError where none runs it.
     """
     path = Path(spec)
     if path.suffix == ".onnx":
+        if public_key is not None:
+            raise BundleError(
+                "a file of its own bears no signature", got=str(path), allowed="signed bundles alone, with this key"
+            )
         if not path.is_file():
             raise SourceError(f"no such detector: {path}", hint="Give a YOLOX-style .onnx file or a bundle name.")
         return YoloxDetector(path, score=score, iou=iou, threads=threads)
-    return BundleDetector(Bundle.open(spec), score=score, iou=iou, threads=threads, prefer=prefer)
+    bundle = Bundle.open(spec, public_key=public_key)
+    return BundleDetector(bundle, score=score, iou=iou, threads=threads, prefer=prefer)

@@ -67,7 +67,7 @@ def create_app(hub: Hub, config: WebConfig) -> FastAPI:
         state = hub.find(camera)
         if state is None:
             raise HTTPException(404, "no such camera")
-        return JSONResponse(list(state.history))
+        return JSONResponse(state.history())
 
     @app.get("/api/cameras/{camera}/picture/{kind}.jpg")
     def picture(camera: str, kind: str) -> Response:

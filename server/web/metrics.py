@@ -26,7 +26,8 @@ class _Cameras(Collector):
         yield _counter("camera_dropped", "Frames that the camera dropped", _dropped(views, "ledger"), ["reason"])
         yield _counter("server_dropped", "What the server could not use", _dropped(views, "server"), ["reason"])
         yield _counter("committed_frames", "Frames whose results are stored", _of_server(views, "committed"), [])
-        yield _gauge("spooled_frames", "Records that wait in the camera", _spooled(views), [])
+        yield _gauge("spooled_frames", "Frames of this run that wait in the camera", _waiting(views, "spooled"), [])
+        yield _gauge("backfill_frames", "Frames that wait behind the live ones", _waiting(views, "backfill"), [])
         yield _gauge("kbps", "Bitrate on the wire in kbit/s", _rates(views), ["stream"])
         yield _gauge("match_ratio", "Share of frames joined with their semantics", _scalars(views, "match_rate"), [])
         yield _gauge("scene_strength", "How strong SCENE filters, 0 to 1", _scalars(views, "scene_strength"), [])
@@ -86,10 +87,8 @@ def _ledgers(views: _Views) -> list[_Sample]:
     ]
 
 
-def _spooled(views: _Views) -> list[_Sample]:
-    return [
-        ((view["camera"],), float(view["ledger"]["spooled"])) for view in views if view["ledger"]["spooled"] is not None
-    ]
+def _waiting(views: _Views, name: str) -> list[_Sample]:
+    return [((view["camera"],), float(view["ledger"][name])) for view in views if view["ledger"][name] is not None]
 
 
 def _dropped(views: _Views, source: str) -> list[_Sample]:

@@ -104,6 +104,17 @@ def test_too_large_is_refused() -> None:
         H264Decoder().decode(bytes(MAX_ACCESS_UNIT_BYTES + 1), 0)
 
 
+@pytest.mark.parametrize("size", [(96, 66), (1024, 1024)])
+def test_larger_pictures_than_allowed_are_refused_whatever_was_said_of_them(size: tuple[int, int]) -> None:
+    """The large one by FFmpeg, before it takes memory; of the other it would give a picture."""
+    decoder = H264Decoder(max_pixels=96 * 64)
+    assert len(decoder.decode(UNITS[0], 0)) == 1
+    (large,) = access_units(1, *size)
+    with pytest.raises(DecoderError):
+        decoder.decode(large, 1)
+    assert len(decoder.decode(UNITS[0], 2)) == 1
+
+
 def test_beginning_without_a_keyframe_or_without_headers() -> None:
     decoder = H264Decoder()
     assert survive(decoder, UNITS[1], 0) <= 0

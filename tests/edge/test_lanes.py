@@ -14,7 +14,7 @@ from scene_edge.codec.identity import session_hex
 from scene_edge.codec.topics import Topics
 from scene_edge.edge.clock import FakeClock
 from scene_edge.edge.config import MqttConfig
-from scene_edge.edge.lanes import BACKFILL_WINDOW, LIVE_FOR_EACH_BACKFILL, REFUSALS, Dispatcher
+from scene_edge.edge.lanes import LIVE_FOR_EACH_BACKFILL, REFUSALS, UNANSWERED, BackfillPace, Dispatcher
 from scene_edge.edge.ledger import Ledger
 from scene_edge.edge.publisher import Publisher, Voice
 from scene_edge.edge.spool import Lane, Limits, MemorySpool, Notices, Record
@@ -59,12 +59,56 @@ def test_live_goes_first_and_backfill_has_its_share(bench: Bench) -> None:
     group = [Lane.LIVE] * LIVE_FOR_EACH_BACKFILL + [Lane.BACKFILL]
     assert order[:18] == group + group
     assert order[18:22] == [Lane.LIVE] * 4
-    assert order.count(Lane.BACKFILL) == 64 // BACKFILL_WINDOW, "no more without an answer from the server"
+    assert order.count(Lane.BACKFILL) == BackfillPace.LEAST, "no more without an answer from the server"
     spool.acknowledge(OLD, 3)
-    assert [item.last_seq for item in sent(dispatcher)] == [16, 17, 18, 19]
+    assert [item.last_seq for item in sent(dispatcher)] == [8, 9, 10, 11]
     spool.put([record(20)])
     spool.acknowledge(OLD, 9)
     assert sent(dispatcher, 1)[0].lane is Lane.LIVE
+
+
+def test_a_backlog_takes_more_while_answers_come_soon_and_half_where_they_do_not(bench: Bench) -> None:
+    spool = left_behind(bench, 60)
+    dispatcher = Dispatcher(spool, lambda: 0, MqttConfig(window=64), bench.clock)
+    rooms = []
+    for late_s in (0.1, 0.1, 0.1, 0.1, 0.9, 0.1):
+        under_way = sent(dispatcher)
+        first = spool.next_after(0, Lane.BACKFILL)
+        assert first is not None
+        rooms.append(len(under_way))
+        bench.clock.advance(late_s)
+        freed = spool.acknowledge(OLD, first.last_seq + 3)
+        dispatcher.progress(Lane.BACKFILL, freed)
+    assert rooms == [8, 5, 5, 5, 5, 0], "it grows by one for each answer, and halves for the late one"
+    pace = BackfillPace(16)
+    for _ in range(30):
+        pace.answered(0, 1)
+    assert pace.room == 16
+    pace.answered(0, 10**9)
+    pace.answered(0, 10**9 + 1)
+    assert pace.room == 8, "what was under way tells the same: it counts once"
+
+
+def test_a_backlog_that_gets_no_answer_may_wait_for_what_comes_behind_it(bench: Bench) -> None:
+    """A picture in more fragments than there is room for, or whose semantics come with a far later message."""
+    spool = left_behind(bench, 60)
+    dispatcher = Dispatcher(spool, lambda: 0, MqttConfig(window=32), bench.clock)
+    dispatcher.rewind()
+    found = []
+    for _ in range(6):
+        found.append(len(sent(dispatcher)))
+        bench.clock.advance(0.5)
+    assert found == [8, 8, 8, 8, 0, 0], "up to the window"
+
+
+def test_live_records_wait_for_answers_too(bench: Bench) -> None:
+    spool = bench.open()
+    for seq in range(UNANSWERED + 10):
+        spool.put([record(seq)])
+    dispatcher = Dispatcher(spool, lambda: 0, MqttConfig(), bench.clock)
+    assert len(sent(dispatcher)) == UNANSWERED
+    spool.acknowledge(SESSION, 5)
+    assert len(sent(dispatcher)) == 6
 
 
 def test_each_lane_is_sent_again_for_its_own_silence(bench: Bench) -> None:

@@ -85,12 +85,11 @@ class Acker:
 
     def __init__(self, url: str, camera: str) -> None:
         self.topics = Topics(camera)
-        self.videos: dict[int, bytes] = {}
+        self._sessions: dict[int, dict[int, bytes]] = {}
         self.packets: dict[int, SemanticPacket] = {}
         self.duplicates = 0
         self.last: dict[str, bytes] = {}
         self.heard: list[tuple[str, bytes]] = []
-        self._next = 0
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="acker", protocol=mqtt.MQTTv311)
         self._client.reconnect_delay_set(0.1, 0.5)
         self._client.on_connect = lambda client, *_: client.subscribe(f"{self.topics.root}/#", 1)
@@ -116,13 +115,22 @@ class Acker:
             for packet in read_riders(video.riders, carrier_of(video)):
                 self.packets[packet.first_seq] = packet
             for unit in video.units:
-                self.duplicates += unit.frame_seq in self.videos
-                self.videos[unit.frame_seq] = unit.data
-            while self._next in self.videos:
-                self._next += 1
-            ack = {"session": f"{video.session_id:016x}", "seq": self._next - 1, "epoch": 1}
-            if self._next:
+                found = self._sessions.setdefault(video.session_id, {})
+                self.duplicates += unit.frame_seq in found
+                found[unit.frame_seq] = unit.data
+            following = next(seq for seq in range(len(found) + 1) if seq not in found)
+            ack = {"session": f"{video.session_id:016x}", "seq": following - 1, "epoch": 1}
+            if following:
                 client.publish(self.topics.ack, json.dumps(ack), 1)
+
+    @property
+    def videos(self) -> dict[int, bytes]:
+        """Every access unit, numbered as the camera's encoder did over all sessions."""
+        units: dict[int, bytes] = {}
+        for found in list(self._sessions.values()):
+            first = len(units)
+            units |= {first + seq: data for seq, data in found.items()}
+        return units
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from scene_edge.edge.pipeline import Pipeline
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.sources import SourceInfo, TestSource
-from scene_edge.edge.spool import Limits, MemorySpool
+from scene_edge.edge.spool import Lane, Limits, MemorySpool
 from scene_edge.edge.transport import MemoryTransport, Message
 from tests.edge.conftest import Configure
 from tests.waiting import wait_until
@@ -70,7 +70,7 @@ class Rig:
         self.info = self.source.open()
         self.networks = networks if networks is not None else open_networks(config, 96, 64, strict=True)
         self.ledger = Ledger()
-        self.spool = MemorySpool(Limits(round(config.spool.max_mb * 1e6)))
+        self.spool = MemorySpool(Limits(round(config.spool.max_mb * 1e6)), session=11)
         self.degraded: list[str] = []
         self.encoder = encoder or LibavEncoder("libx264", encoder_settings(config, 96, 64, 30))
         self.pipeline = Pipeline(
@@ -330,6 +330,48 @@ def test_frames_in_an_open_message_are_accounted_for_when_the_encoder_fails(plai
     assert sum(snapshot.dropped.values()) == snapshot.captured
 
 
+def test_a_camera_that_parts_begins_a_session_at_a_keyframe_and_every_frame_keeps_its_packet(
+    configure: Configure,
+) -> None:
+    """Pictures, anchors and packets on both sides of the cut carry their own session, numbered from 0, and decode."""
+    rig = Rig(configure("mqtt.video_batch_ms=100", "queues.scene=60", "queues.semantics=60"), frames=40, live=True)
+    begin = rig.spool.begin_session
+    rig.pipeline.part()
+    rig.spool.begin_session = lambda session: rig.pipeline.encoded > 12 and begin(session)  # type: ignore[method-assign]
+    snapshot = rig.run()
+    assert snapshot.dropped == {}
+    (old, _), (new, first) = rig.pipeline.sessions.items()
+    assert first % 5 == 0
+    assert first > 12
+    sizes = {old: first, new: 40 - first}
+    videos, packets = [], []
+    for lane in (Lane.BACKFILL, Lane.LIVE):
+        last = 0
+        while (item := rig.spool.next_after(last, lane)) is not None:
+            last = item.record_id
+            if item.leaf == "video":
+                videos.append(VideoMessage.from_bytes(item.payload))
+                packets += riding(videos[-1])
+                assert item.session == videos[-1].session_id == (old if lane is Lane.BACKFILL else new)
+            else:
+                packets.append(SemanticPacket.from_bytes(item.payload))
+                assert item.session == packets[-1].session_id
+    decoder = H264Decoder()
+    for session, size in sizes.items():
+        units = [unit for video in videos if video.session_id == session for unit in video.units]
+        assert [unit.frame_seq for unit in units] == list(range(size))
+        assert units[0].keyframe
+        assert [len(decoder.decode(unit.data, unit.frame_seq)) for unit in units] == [1] * size
+        covered = [seq for packet in packets if packet.session_id == session for seq in covered_by(packet)]
+        assert sorted(covered) == list(range(size))
+        anchors = [read_anchor(unit.data) for unit in units if unit.keyframe]
+        assert {anchor.session_id for anchor in anchors if anchor} == {session}
+
+
+def covered_by(packet: SemanticPacket) -> range:
+    return range(packet.first_seq, packet.last_seq + 1)
+
+
 def test_a_full_spool_costs_a_live_camera_whole_ends_of_gops(plain: Configure) -> None:
     rig = Rig(plain("spool.max_mb=0.006", "queues.scene=100"), frames=60, live=True)
     snapshot = rig.run()
@@ -349,7 +391,7 @@ def test_a_full_spool_makes_a_patient_source_wait_for_the_server(plain: Configur
         wait_until(lambda: rig.spool.next_after(0) is not None)
         record = rig.spool.next_after(0)
         assert record is not None
-        (freed,) = rig.spool.acknowledge(0, record.last_seq)
+        (freed,) = rig.spool.acknowledge(11, record.last_seq)
         rig.ledger.commit(freed.frames, [])
         committed += [unit.frame_seq for unit in VideoMessage.from_bytes(freed.payload).units]
         assert rig.ledger.snapshot().balanced
@@ -364,7 +406,7 @@ def test_a_picture_larger_than_the_spool_passes_when_it_is_empty(plain: Configur
     rig.pipeline.start()
     for seq in range(2):
         wait_until(lambda: rig.spool.counts().records > 0)
-        rig.ledger.commit(len(rig.spool.acknowledge(0, seq)), [])
+        rig.ledger.commit(len(rig.spool.acknowledge(11, seq)), [])
     assert rig.pipeline.join(30)
     assert rig.ledger.snapshot().committed == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scene_edge.edge import spool_sqlite
 from scene_edge.edge.spool import Lane, Limits, Record, Spool, SpoolCounts
 from tests.edge.spools import OLD, SESSION, Bench, benches, fragments, record, seqs, settle, walk
+from tests.waiting import wait_until
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -157,6 +158,56 @@ def test_an_acknowledgement_frees_its_own_session_alone(durable: Bench) -> None:
     assert [(item.session, item.last_seq) for item in walk(again, Lane.BACKFILL)] == [
         (OLD, 2), (OLD, 2), (OLD, 2), (OLD, 3), (OLD, 3), (SESSION, 4)
     ]  # fmt: skip
+
+
+def begin(spool: Spool, session: int) -> None:
+    """The writer may be at work for a moment."""
+    wait_until(lambda: spool.begin_session(session))
+
+
+NEXT = SESSION + 1
+
+
+def test_another_session_makes_what_is_there_backfill_and_what_is_new_live(bench: Bench) -> None:
+    spool = bench.open()
+    spool.put([record(0)])
+    spool.put(fragments(1))
+    spool.put([record(2), record(2, "semantic")])
+    spool.acknowledge(SESSION, 0)
+    begin(spool, NEXT)
+    assert (seqs(spool), seqs(spool, Lane.BACKFILL)) == ([], [1, 1, 1, 2, 2])
+    assert spool.put([record(0)])
+    assert [(item.session, item.lane) for item in walk(spool)] == [(NEXT, Lane.LIVE)]
+    late = replace(record(2, "semantic"), session=SESSION)
+    assert spool.put([late]), "semantics of the session before may come a little later"
+    assert seqs(spool, Lane.BACKFILL) == [1, 1, 1, 2, 2, 2]
+    counts = spool.counts()
+    assert (counts.records, counts.backfill_records, counts.backfill_frames, counts.recovered_records) == (7, 6, 2, 0)
+    assert spool.own == {SESSION, NEXT}
+    assert len(spool.acknowledge(NEXT, 0)) == 1
+    assert len(spool.acknowledge(SESSION, 1)) == 3, "fragments stay together"
+    spool.quarantine(walk(spool, Lane.BACKFILL)[0].record_id)
+    assert seqs(spool, Lane.BACKFILL) == [], "semantics without pictures are of no use"
+    assert not spool.put([late])
+
+
+def test_sessions_of_one_process_are_all_there_for_the_next(durable: Bench) -> None:
+    spool = durable.open(OLD)
+    for session in (SESSION, NEXT, NEXT + 1):
+        for seq in range(3):
+            assert spool.put([record(seq)])
+        begin(spool, session)
+    settle(spool)
+    assert [spool.payload(item.record_id) for item in walk(spool, Lane.BACKFILL)] == [
+        record(n % 3).payload for n in range(9)
+    ]
+    spool.close()
+    again = durable.open(99)
+    assert [(item.session, item.last_seq) for item in walk(again, Lane.BACKFILL)] == [
+        (session, seq) for session in (OLD, SESSION, NEXT) for seq in range(3)
+    ]
+    assert again.counts().recovered_records == 9
+    assert again.own == {99}
 
 
 def test_semantics_that_reach_past_a_session_s_end_do_not_stay_for_ever(durable: Bench) -> None:
@@ -319,3 +370,16 @@ def test_a_spool_does_what_a_list_would(kind: str, steps: list[tuple[str, int, i
         spool.close()
         assert bench.heard.given_up == []
         assert bench.heard.degraded == []
+
+
+def test_what_may_still_be_sent_is_told_by_session(bench: Bench) -> None:
+    spool = bench.open()
+    assert spool.held() == {SESSION: 0}
+    spool.put([record(0)])
+    spool.put([Record("semantic", b"x", 9)])
+    spool.put([replace(item, taken_ns=(1, 2) if item.frames else (), last_frame=4) for item in fragments(6)])
+    assert spool.held() == {SESSION: 0}
+    spool.acknowledge(SESSION, 0)
+    assert spool.held() == {SESSION: 3}, "two frames, in fragments, in which semantics ride that reach to 6"
+    spool.acknowledge(SESSION, 9)
+    assert spool.held() == {SESSION: 5}, "the next one that may come"

@@ -225,6 +225,30 @@ def test_a_file_that_breaks_while_it_is_used_loses_only_what_cannot_be_read(
     assert all(again.payload(item.record_id) is not None for item in walk(again, Lane.BACKFILL))
 
 
+def test_what_is_saved_of_a_broken_file_keeps_its_place_before_what_is_newer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows out of order made the next start send a later frame first, and an ack of it freed those before it."""
+    spool = bench.open()
+    spool.put([record(0)])
+    settle(spool)
+    write, broken = SpoolFile.write, [True]
+
+    def breaks(self: SpoolFile, *args: Any) -> None:
+        if broken:
+            broken.clear()
+            raise DamagedFileError("cannot write the spool", got="database disk image is malformed")
+        write(self, *args)
+
+    monkeypatch.setattr(SpoolFile, "write", breaks)
+    for seq in (1, 2, 3):
+        spool.put([record(seq)])
+    wait_until(lambda: not broken)
+    settle(spool)
+    spool.close()
+    assert seqs(bench.open(99), Lane.BACKFILL) == [0, 1, 2, 3]
+
+
 # Disks that fail
 
 

@@ -1,10 +1,13 @@
-"""The faults of the list, each as something done to a stage: F1, F2, F7, F8. `times` is how often."""
+"""The faults of the list, each as something done to a stage: F1, F2, F7, F8, F9. `times` is how often."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from scene_edge.edge.clock import SystemClock
 from tests.faults.proxy import CLEAR, Line
@@ -55,6 +58,37 @@ def kill_server(stage: Stage, times: int) -> None:
         stage.until_more()
 
 
+def suspend(stage: Stage, process: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP, and wait until every thread stands: one that is in a call stops behind it."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+    stage.until(
+        lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir()),
+        "the halt",
+    )
+
+
+def suspend_owner(stage: Stage, times: int) -> None:
+    """SIGSTOP for two leases, until the standby has taken over, and SIGCONT."""
+    if len(stage.servers) < 2:
+        pages = stage.pages()
+        stage.start_server()
+        stage.until(lambda: stage.pages() > pages, "the standby")
+    for _ in range(times):
+        stage.until(lambda: stage.owner() is not None, "an owner")
+        owner = stage.owner()
+        assert owner is not None
+        suspend(stage, owner)
+        while stage.is_locked():  # stopped in the middle of a commit it would hold SQLite's lock for ever
+            owner.send_signal(signal.SIGCONT)
+            linger(0.05)
+            suspend(stage, owner)
+        stage.until(lambda before=owner: stage.owner() not in (None, before), "a takeover")  # type: ignore[misc]
+        stage.until_more()
+        owner.send_signal(signal.SIGCONT)
+        stage.until_more(20)
+
+
 def with_line(line: Line, seconds: float) -> Callable[[Stage, int], None]:
     """The line is like that for so long, then clear."""
 
@@ -66,6 +100,19 @@ def with_line(line: Line, seconds: float) -> Callable[[Stage, int], None]:
             stage.until_more()
 
     return do
+
+
+def outage(stage: Stage, times: int) -> None:
+    """Long enough for the camera to begin another session: what is new goes before what has waited."""
+    for _ in range(times):
+        begun = len(stage.sessions)
+        stage.proxy.set(Line(up=False))
+        linger(8.0)
+        stage.proxy.set(Line(bytes_per_s=40_000))
+        stage.until(lambda begun=begun: len(stage.sessions) > begun, "begin another session")  # type: ignore[misc]
+        stage.until_more(40)
+        stage.proxy.set(CLEAR)
+        stage.until_more()
 
 
 def reset(stage: Stage, times: int) -> None:
@@ -98,7 +145,9 @@ def faults(clock: JumpingClock) -> list[Fault]:
     return [
         Fault("F1", "kill -9 of the broker", kill_broker, 20),
         Fault("F2", "kill -9 of the server", kill_server, 20),
+        Fault("F9", "SIGSTOP of the server that owns the shards, beside a standby, and SIGCONT", suspend_owner, 10),
         Fault("F7 off/on", "the line is down for 2 s", with_line(Line(up=False), 2.0), 10),
+        Fault("F7 outage", "the line is down for 8 s, and thin when it is back", outage, 3),
         Fault("F7 slow", "600 +- 50 ms there and back, 2 % loss", slow_line, 5),
         Fault("F7 half-open", "bytes are taken and never handed on, for 5 s", with_line(Line(silent=True), 5.0), 5),
         Fault("F7 RST", "connections are reset", reset, 20, 3),

@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ web: {{port: 0}}
 database: "sqlite:///{folder}/results.db"
 fusion: {{enabled: false}}
 analytics: {{detector: "off", actions: []}}
+ownership: {{lease_s: 1}}
 """
 PATIENCE_S = 90.0
 
@@ -37,6 +39,8 @@ class Verdict:
     stored: list[int]
     connections: int
     resent: int
+    epochs: list[int] = field(default_factory=list)
+    """Of the owner that wrote each frame, in the order in which they were written."""
     lost: list[int] = field(init=False)
     unexpected: list[int] = field(init=False)
 
@@ -59,6 +63,8 @@ class Verdict:
             found.append(f"acknowledged and not stored: {self.lost[:20]}")
         if self.unexpected:
             found.append(f"stored and never acknowledged: {self.unexpected[:20]}")
+        if self.epochs != sorted(self.epochs):
+            found.append("an owner of before has written behind the one after it")
         if len(set(self.stored)) != len(self.stored):
             found.append("a frame is stored twice")
         return found
@@ -72,7 +78,7 @@ class Stage:
         self.broker = LocalBroker(folder, kind="mosquitto")
         self.proxy = Proxy(self.broker.port)
         self.camera: Camera | None = None
-        self._server: subprocess.Popen[bytes] | None = None
+        self.servers: list[subprocess.Popen[bytes]] = []
         (folder / "server.yaml").write_text(SERVER.format(port=self.broker.port, folder=folder))
 
     def __enter__(self) -> Stage:
@@ -87,34 +93,65 @@ class Stage:
         self.broker.stop()
 
     def start_server(self) -> None:
-        """Returns at once: cameras wait for it as they would elsewhere."""
+        """Returns at once: cameras wait for it as they would elsewhere. A second one is a standby."""
         with (self.folder / "server.log").open("ab") as log:
-            self._server = subprocess.Popen(
+            server = subprocess.Popen(
                 [sys.executable, "-m", "scene_edge", "serve", "--config", str(self.folder / "server.yaml")],
                 cwd=REPOSITORY,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                 stdout=log,
                 stderr=log,
             )
+        self.servers.append(server)
+
+    def pages(self) -> int:
+        """How many servers have come up so far."""
+        return (self.folder / "server.log").read_text(errors="replace").count("page: ")
 
     def kill_server(self) -> None:
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-            self._server = None
+        """All of them."""
+        for server in self.servers:
+            server.kill()
+            server.wait()
+        self.servers.clear()
+
+    def owner(self) -> subprocess.Popen[bytes] | None:
+        """The server whose name stands in the leases; None while there is none."""
+        with self._results() as results:
+            names = {name for (name,) in results.execute("select distinct owner from leases")}
+        return next((server for server in self.servers if any(f"/{server.pid}/" in name for name in names)), None)
+
+    def is_locked(self) -> bool:
+        """Whether somebody is in the middle of writing to the results."""
+        with self._results() as results:
+            try:
+                results.execute("begin immediate")
+            except sqlite3.OperationalError:
+                return True
+            results.rollback()
+            return False
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Raises TimeoutError if it does not come."""
+        pause = threading.Event()
+        for _ in range(int(PATIENCE_S * 50)):
+            if condition():
+                return
+            pause.wait(0.02)
+        raise TimeoutError(f"{what} did not come: {self._last_words()}")
 
     @property
     def committed(self) -> int:
         return self.camera.ledger.snapshot().committed if self.camera else 0
 
+    @property
+    def sessions(self) -> dict[int, int]:
+        """Sessions that the camera has begun, and how many frames were coded before each."""
+        return self.camera.sessions if self.camera else {}
+
     def until_committed(self, count: int) -> None:
         """Wait until the server has acknowledged so many frames; raises TimeoutError if it does not."""
-        pause = threading.Event()
-        for _ in range(int(PATIENCE_S * 50)):
-            if self.committed >= count:
-                return
-            pause.wait(0.02)
-        raise TimeoutError(f"{self.committed} of {count} frames were committed: {self._last_words()}")
+        self.until(lambda: self.committed >= count, f"commit {count}")
 
     def until_more(self, frames: int = 5) -> None:
         """Wait until the stream goes on."""
@@ -154,17 +191,31 @@ class Stage:
             running.join()
         if failures:
             raise failures[0]
-        return Verdict(camera.ledger.snapshot(), self._stored(camera), connections[0], resent[0])
+        stored, epochs = self._stored(camera)
+        return Verdict(camera.ledger.snapshot(), stored, connections[0], resent[0], epochs)
 
-    def _stored(self, camera: Camera) -> list[int]:
-        connection = sqlite3.connect(self.folder / "results.db")
+    def _stored(self, camera: Camera) -> tuple[list[int], list[int]]:
+        """What the server has, numbered as the camera's encoder did over all sessions, and under which epochs."""
+        first = {f"{session:016x}": frames for session, frames in camera.sessions.items()}
+        with self._results() as results:
+            rows = results.execute("select session, seq, epoch from frames order by rowid").fetchall()
+        numbers = sorted(first[session] + seq for session, seq, _ in rows)
+        return numbers, [epoch for *_, epoch in rows]
+
+    def order(self) -> list[int]:
+        """What the server has, in the order in which it was committed: the number of the session, from 0, of each."""
+        numbers = {f"{session:016x}": number for number, session in enumerate(self.sessions)}
+        with self._results() as results:
+            rows = results.execute("select session from frames order by committed_ns, rowid").fetchall()
+        return [numbers[session] for (session,) in rows]
+
+    @contextmanager
+    def _results(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.folder / "results.db", timeout=0.5)
         try:
-            rows = connection.execute(
-                "select seq from frames where session = ? order by seq", (f"{camera.session_id:016x}",)
-            ).fetchall()
+            yield connection
         finally:
             connection.close()
-        return [seq for (seq,) in rows]
 
     def _last_words(self) -> str:
         lines = (self.folder / "server.log").read_text(errors="replace").strip().splitlines()

@@ -12,7 +12,16 @@ import pytest
 
 from scene_edge.broker import mosquitto_path
 from scene_edge.edge.ledger import Ledger
-from tests.faults.harm import JumpingClock, faults, kill_broker, kill_server, reset, with_line
+from tests.faults.harm import (
+    JumpingClock,
+    faults,
+    kill_broker,
+    kill_server,
+    outage,
+    reset,
+    suspend_owner,
+    with_line,
+)
 from tests.faults.proxy import CLEAR, Line, Proxy
 from tests.faults.stage import Stage, Verdict
 
@@ -43,6 +52,36 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     assert verdict.connections >= 3
 
 
+@pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
+def test_after_an_outage_what_is_new_goes_before_what_has_waited(tmp_path: Path) -> None:
+    with Stage(tmp_path) as stage:
+        verdict = stage.play(lambda stage: outage(stage, 1))
+        order = stage.order()
+    assert verdict.faults == []
+    assert len(stage.sessions) == 2
+    first_new, last_old = order.index(1), len(order) - 1 - order[::-1].index(0)
+    assert first_new < last_old, "the backlog was committed before anything new"
+
+
+@pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
+def test_a_suspended_owner_is_taken_over_from_and_writes_nothing_more(tmp_path: Path) -> None:
+    """Two servers on one database; then the one that took over is killed, and the first one takes over again."""
+
+    def harm(stage: Stage) -> None:
+        suspend_owner(stage, 1)
+        owner = stage.owner()
+        assert owner is not None
+        owner.kill()
+        stage.until_more()
+
+    with Stage(tmp_path) as stage:
+        verdict = stage.play(harm)
+        log = (tmp_path / "server.log").read_text()
+    assert verdict.faults == []
+    assert len(set(verdict.epochs)) >= 3
+    assert "another server has taken over" in log
+
+
 def test_a_verdict_sees_what_is_lost() -> None:
     ledger = replace(Ledger().snapshot(), captured=5, committed=5)
     assert Verdict(ledger, [0, 1, 2, 3, 4], 1, 0).faults == []
@@ -50,11 +89,12 @@ def test_a_verdict_sees_what_is_lost() -> None:
     assert Verdict(ledger, [0, 1, 2, 3, 4, 7], 1, 0).unexpected == [7]
     assert Verdict(ledger, [0, 1, 1, 2, 3, 4], 1, 0).faults == ["a frame is stored twice"]
     assert Verdict(replace(ledger, captured=6), [0, 1, 2, 3, 4], 1, 0).faults
+    assert Verdict(ledger, [0, 1, 2, 3, 4], 1, 0, [1, 1, 2, 1, 2]).faults
 
 
 def test_the_list_is_the_one_that_is_promised() -> None:
     named = {fault.key.split()[0] for fault in faults(JumpingClock())}
-    assert named == {"F1", "F2", "F7", "F8"}
+    assert named == {"F1", "F2", "F7", "F8", "F9"}
     assert all(fault.full >= fault.few for fault in faults(JumpingClock()))
 
 

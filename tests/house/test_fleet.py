@@ -17,9 +17,10 @@ from scene_edge.codec.errors import TransportError
 from scene_edge.codec.topics import Topics
 from scene_edge.edge.config import MqttConfig
 from scene_edge.edge.transport import Listener, Message, PahoTransport
-from scene_edge.server.config import BrokerConfig
+from scene_edge.server.config import BrokerConfig, LimitsConfig
 from scene_edge.server.fleet import SERVER, Fleet
 from scene_edge.server.fleet_broker import access_list, settings
+from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
 from tests.waiting import wait_until
 
@@ -254,7 +255,7 @@ def test_the_server_works_with_its_certificate(site: Site) -> None:
         key_file=own / "client.key",
     )
     engine = Deaf()
-    ingest = Ingest(config, engine, 1.0)  # type: ignore[arg-type]
+    ingest = Ingest(config, engine, LimitsConfig(), Hub())  # type: ignore[arg-type]
     ingest.start()
     try:
         assert ingest.wait_connected(20)

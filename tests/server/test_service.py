@@ -16,8 +16,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from scene_edge.broker import LocalBroker, available_brokers, free_port
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import ConfigError, SourceError, StoreError
-from scene_edge.codec.topics import Topics
+from scene_edge.codec.errors import ConfigError, SourceError, StoreError, TransportError
+from scene_edge.codec.topics import Topics, shard_of
 from scene_edge.server.config import ServerConfig, load_config
 from scene_edge.server.service import Server
 from tests.server.camera import GOP, FakeCamera
@@ -92,7 +92,8 @@ def test_from_the_broker_to_the_page(kind: str, tmp_path: Path, bundle: Bundle) 
         client = Client(broker.port)
         for leaf, payload in camera.stream():
             client.send(leaf, payload)
-        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "rss_mb": 99.5, "scene_strength": 0.25}
+        ledger = {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "backfill_frames": 7, "rss_mb": 99.5}
+        ledger["scene_strength"] = 0.25
         client.send("ledger", json.dumps(ledger).encode())
         until(lambda: client.acked() == 3 * GOP - 1, "the last acknowledgement")
         until(lambda: any(topic.endswith("/actions") for topic, _ in client.received), "an action")
@@ -109,7 +110,7 @@ def check_view(view: dict[str, Any], camera: FakeCamera) -> None:
     assert view["camera"] == "gate-1"
     assert view["status"] == "online"
     assert view["session"] == camera.session
-    assert view["ledger"] == {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}}
+    assert view["ledger"] == {"captured": 15, "committed": 15, "spooled": 0, "dropped": {}, "backfill": 7}
     assert view["match_rate"] == 1.0
     assert set(view["kbps"]) == {"video", "semantic", "sei", "overhead", "total"}
     assert view["latency_ms"]["p99"] >= view["latency_ms"]["p50"] > 0
@@ -140,6 +141,7 @@ def check_web(web: httpx.Client) -> None:
     assert 'scene_edge_scene_strength{camera="gate-1"} 0.25' in metrics
     assert 'scene_edge_committed_frames_total{camera="gate-1"} 15.0' in metrics
     assert 'scene_edge_latency_ms{camera="gate-1",quantile="p95"}' in metrics
+    assert 'scene_edge_backfill_frames{camera="gate-1"} 7.0' in metrics
     assert "scene_edge_up 1.0" in metrics
     page = web.get("/")
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
@@ -215,7 +217,7 @@ def test_a_broker_that_comes_back_empty_is_subscribed_to_again(tmp_path: Path, b
                 client.send(leaf, payload)
             until(lambda: client.acked() == GOP - 1, "the first GOP's acknowledgement")
             client.close()
-        until(lambda: not server.ingest.connected, "the end of the connection")
+        until(lambda: not server.connected, "the end of the connection")
         with LocalBroker(tmp_path, kind="mosquitto", port=port) as broker:
             server.wait_connected(PATIENCE_S)
             client = Client(broker.port)
@@ -224,6 +226,46 @@ def test_a_broker_that_comes_back_empty_is_subscribed_to_again(tmp_path: Path, b
             until(lambda: client.acked() == 2 * GOP - 1, "the last acknowledgement")
             assert server.store.count_frames("gate-1", camera.session) == 2 * GOP
             client.close()
+
+
+@pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
+def test_servers_share_the_cameras_out_by_shard(tmp_path: Path) -> None:
+    names = ["gate-1", next(name for name in (f"gate-{n}" for n in range(2, 99)) if shard_of(name) >= 128)]
+    cameras = [FakeCamera(None, frames=2 * GOP, camera=name) for name in names]
+    with LocalBroker(tmp_path, kind="mosquitto") as broker:
+        halves = [
+            settings(tmp_path, broker.port, **{"ownership.shards": shards, "broker.client_id": shards})
+            for shards in ("0-127", "128-255")
+        ]
+        with running(halves[0]) as low, running(halves[1]) as high:
+            clients = [Client(broker.port, name) for name in names]
+            for server in (low, high):
+                server.wait_connected(PATIENCE_S)
+            for camera, client in zip(cameras, clients, strict=True):
+                for leaf, payload in camera.stream():
+                    client.send(leaf, payload)
+            for client in clients:
+                until(lambda client=client: client.acked() == 2 * GOP - 1, "an acknowledgement")
+                client.close()
+            for server, name in ((low, names[0]), (high, names[1])):
+                assert [view["camera"] for view in server.hub.cameras()] == [name]
+                assert server.store.count_frames(name) == 2 * GOP
+
+
+def test_a_second_server_stands_by_until_the_first_one_stops(tmp_path: Path) -> None:
+    config = settings(tmp_path, free_port(), **{"ownership.lease_s": 0.4})
+    with running(config) as first:
+        with running(config) as second:
+            with httpx.Client(base_url=second.url, timeout=PATIENCE_S) as web:
+                answer = web.get("/healthz")
+                assert (answer.status_code, answer.json()["role"]) == (200, "standby")
+            with pytest.raises(TransportError, match="another server"):
+                second.wait_connected(0.1)
+            assert first.hub.role == "owner"
+            first.stop()
+            until(lambda: second.hub.role == "owner", "the takeover")
+            with pytest.raises(TransportError, match="no connection"):
+                second.wait_connected(0.1)
 
 
 @pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
@@ -238,8 +280,8 @@ def test_foreign_and_bad_messages_are_counted_and_change_nothing(tmp_path: Path,
             (client.topics.status, b"", True),
         ):
             client._client.publish(topic, payload, 1, retain).wait_for_publish(PATIENCE_S)
-        until(lambda: sum(server.ingest.dropped.values()) == 3, "the counts")
-        assert server.ingest.dropped == {"bad_topic": 2, "too_large": 1}
+        until(lambda: sum(server.dropped.values()) == 3, "the counts")
+        assert server.dropped == {"bad_topic": 2, "too_large": 1}
         assert server.hub.cameras() == []
         client.close()
 

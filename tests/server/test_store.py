@@ -34,6 +34,15 @@ def test_a_repeated_batch_is_stored_once(store: Store) -> None:
     assert len(store.latest_actions("gate")) == 3
 
 
+def test_a_commit_that_is_tried_again_counts_what_is_missing_once(store: Store) -> None:
+    epoch = store.claim("gate")
+    store.commit("gate", epoch, Batch(SESSION, 2, [result(2)]))
+    for _ in range(2):
+        store.commit("gate", epoch, Batch(SESSION, 9, [result(9)], missing_video=6))
+    with store.transaction("look") as connection:
+        assert connection.exec_driver_sql("select last_seq, missing_video from sessions").all() == [(9, 6)]
+
+
 def test_the_last_number_never_goes_back(store: Store) -> None:
     epoch = store.claim("gate")
     store.commit("gate", epoch, Batch(SESSION, 9, [], missing_video=2))
@@ -63,7 +72,7 @@ def test_old_results_are_removed_with_their_tracks(store: Store, monkeypatch: py
     """Old by the server's clock: the camera's may stand at 1970, or a day ahead."""
     epoch = store.claim("gate")
     for seq in range(4):
-        monkeypatch.setattr("scene_edge.server.store.time.time_ns", lambda seq=seq: seq * 10)
+        monkeypatch.setattr(store._clock, "utc_ns", lambda seq=seq: seq * 10)
         store.commit("gate", epoch, Batch(SESSION, seq, [result(seq, captured_ns=(3 - seq) * 1000)]))
     monkeypatch.undo()
     assert store.prune(20) == 2
@@ -115,3 +124,14 @@ def test_databases_that_cannot_be_used(tmp_path: Path) -> None:
         Store(f"sqlite:///{garbage}")
     store = Store(f"sqlite:///{tmp_path}/ok.db")
     store.ping()
+
+
+def test_a_database_of_before_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/results.db"
+    old = Store(url)
+    with old.transaction("drop") as connection:
+        connection.exec_driver_sql("drop index frames_by_commit")
+    old.close()
+    with Store(url).transaction("look") as connection:
+        names = connection.exec_driver_sql("select name from sqlite_master where type = 'index'").scalars().all()
+    assert "frames_by_commit" in names

@@ -133,7 +133,7 @@ class Bench:
         return self.state.view()
 
     def acks(self) -> list[dict[str, Any]]:
-        return [json.loads(payload) for topic, payload, qos in self.published if topic.endswith("/ack") and qos == 1]
+        return [json.loads(payload) for topic, payload, qos in self.published if topic.endswith("/ack") and qos == 0]
 
     def rows(self, camera: FakeCamera) -> list[Any]:
         with self.store._engine.begin() as connection:
@@ -418,7 +418,8 @@ def test_a_camera_that_lies_in_its_birth_and_ledger_breaks_no_view() -> None:
         ]
     )
     view = bench.view()
-    assert view["ledger"] == {"captured": None, "committed": None, "spooled": None, "dropped": {}}
+    nothing = dict.fromkeys(("captured", "committed", "spooled", "backfill"))
+    assert view["ledger"] == {**nothing, "dropped": {}}
     json.dumps(view, allow_nan=False)
 
 
@@ -558,6 +559,18 @@ def test_an_older_owner_writes_nothing_and_says_so(bundle: Bundle) -> None:
     assert len(new.rows(camera)) == 2 * GOP
 
 
+def test_a_camera_may_not_claim_more_pixels_than_the_server_allows(bundle: Bundle) -> None:
+    camera = FakeCamera(bundle, frames=GOP)
+    limits = {"limits": {"max_pixels": WIDTH * HEIGHT - 1}}
+    bench = Bench(bundle, config=ServerConfig.model_validate(limits))
+    bench.feed(list(camera.stream()))
+    bench.settle()
+    assert bench.rows(camera) == []
+    assert bench.view()["server"]["dropped"] == {"too_many_pixels": GOP + 1}
+    assert any("limits.max_pixels" in reason for reason in bench.view()["degraded"])
+    assert bench.view()["engine"].get("fusion") is None, "no network is opened for it either"
+
+
 class FailingStore(Store):
     """Refuses the first commits."""
 
@@ -577,7 +590,9 @@ def test_nothing_is_acknowledged_while_the_database_fails(bundle: Bundle, monkey
     bench.settle()
     assert len(bench.rows(camera)) == 2 * GOP
     assert bench.view()["degraded"] == []
-    stopped = Bench(bundle, store=FailingStore("sqlite://"))
+    store = FailingStore("sqlite://")
+    store.failures = 1000
+    stopped = Bench(bundle, store=store)
     stopped.stop.set()
     stopped.feed(list(camera.stream()))
     assert stopped.acks() == []

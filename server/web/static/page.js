@@ -129,10 +129,10 @@ class Card {
   }
 
   tables(view) {
-    const { captured, committed, spooled, dropped } = view.ledger;
+    const { captured, committed, spooled, dropped, backfill } = view.ledger;
     const lost = Object.values(dropped).reduce((a, b) => a + b, 0);
     const known = captured != null && committed != null && spooled != null;
-    rows(this.at.ledger, [["committed", number(committed)], ["spooled in the camera", number(spooled)], ["dropped", known ? number(lost) : "–"], ["captured", number(captured), "sum"]]);
+    rows(this.at.ledger, [["committed", number(committed)], ["spooled in the camera", number(spooled)], ["dropped", known ? number(lost) : "–"], ["captured", number(captured), "sum"], ...(backfill ? [["backfill still to come", number(backfill)]] : [])]);
     const balanced = known && captured === committed + spooled + lost;
     this.at.balance.textContent = !known ? "the camera has sent no ledger yet" : balanced ? "balanced: nothing is unaccounted for" : `out of balance by ${number(captured - committed - spooled - lost)}`;
     this.at.balance.classList.toggle("bad", known && !balanced);
