@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz faults sbom bench wheel clean
+.PHONY: help demo test check fuzz faults arm64 sbom bench wheel clean
 
 help: ## Say what can be made
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." passes options on: make demo ARGS="--seconds 20 --no-browser", make test ARGS="tests/codec -x"'
 
 demo: $(VENV)/.demo ## Camera, broker, server and page on this machine, on a rendered street
@@ -34,6 +34,9 @@ bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours;
 
 faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
+
+arm64: $(BIN)/python ## Golden bytes and shipped networks on ARM, in QEMU's user mode, with Debian's packages
+	$(BIN)/python -m tests.arm64 $(ARGS)
 
 sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json
 	@mkdir -p dist
