@@ -3,8 +3,8 @@
     python -m benchmarks.soak --minutes 20 --plot soak.png
 
 Real parts: `scene-edge start` in a process of its own, mosquitto (or the embedded broker), and `scene-edge serve`,
-which stores and acknowledges, and neither fuses nor detects. The camera is ready when it tells systemd so: source, encoder,
-and networks are open, threads run. It is watched from outside, and its books come from its own ledger.
+which stores and acknowledges, and neither fuses nor detects. The camera is ready when it tells systemd so: source,
+encoder and networks are open, threads run. It is watched from outside, and its books come from its own ledger.
 """
 
 from __future__ import annotations
