@@ -11,7 +11,8 @@ pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed: pip insta
 
 from scene_edge.codec.bundle import Bundle, shipped_bundles
 from scene_edge.codec.errors import EngineError
-from scene_edge.inference.session import golden_error, open_session, zero_inputs
+from scene_edge.inference.golden import golden_error
+from scene_edge.inference.session import open_session, zero_inputs
 
 SHIPPED = [
     (name, graph.name, artifact.file, artifact.shape_hint)
