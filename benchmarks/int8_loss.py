@@ -26,7 +26,7 @@ from benchmarks.float_bundle import smc_with_float
 from benchmarks.measure import ORIGINAL, Job, Settings, measure
 from benchmarks.rate_accuracy import Records
 from benchmarks.summary import summarise
-from benchmarks.systems import Coding, parts_of
+from benchmarks.systems import Coding, bundle_digests, parts_of
 from scene_edge.codec.errors import ConfigError, EngineError
 
 EXAMPLE = (
@@ -90,7 +90,8 @@ def jobs_of(
         for variant in variants:
             coding = replace(settings.coding, engine=variant.engine, precision=variant.precision)
             for crf in crfs:
-                key = "|".join([clip.name, variant.system, variant.name, str(crf), str(frames)])
+                digests = ",".join(value[:16] for value in bundle_digests(variant.system, coding).values())
+                key = "|".join([clip.name, variant.system, variant.name, str(crf), str(frames), digests])
                 yield Job(key, clip, variant.system, crf, replace(settings, coding=coding))
 
 
@@ -112,15 +113,18 @@ def losses(
 
 
 def show(found: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title="BD-rate of INT8 against float32, % (95 % interval over clips)", title_justify="left")
-    for column in ("system", "engine", "clips", "metric", "BD-rate", "interval", "why not"):
+    title = "INT8 against float32: rate at equal score, %; score at equal rate (95 % intervals over clips)"
+    table = Table(title=title, title_justify="left")
+    for column in ("system", "engine", "clips", "metric", "BD-rate", "interval", "BD-score", "interval", "why not"):
         table.add_column(column)
     for row in found:
-        rate = row["bd_rate_percent"]
-        value = "-" if rate["value"] is None else f"{rate['value']:+.2f}"
-        band = "-" if rate["interval95"] is None else "{:+.2f} .. {:+.2f}".format(*rate["interval95"])
-        clips = f"{row['group']} ({row['clips']})"
-        table.add_row(row["system"], row["engine"], clips, row["metric"], value, band, rate["reason"])
+        cells: list[str] = []
+        for delta, digits in ((row["bd_rate_percent"], 2), (row["bd_score"], 4)):
+            cells.append("-" if delta["value"] is None else f"{delta['value']:+.{digits}f}")
+            band = delta["interval95"]
+            cells.append("-" if band is None else f"{band[0]:+.{digits}f} .. {band[1]:+.{digits}f}")
+        clips, reason = f"{row['group']} ({row['clips']})", row["bd_rate_percent"]["reason"]
+        table.add_row(row["system"], row["engine"], clips, row["metric"], *cells, reason)
     console.print(table)
 
 
