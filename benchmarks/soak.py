@@ -94,8 +94,11 @@ def listening(port: int) -> Iterator[Books]:
 
 @dataclass
 class Running:
+    """A camera, the time from the start of its process to its word that it is ready, and the CPU time of that."""
+
     process: psutil.Popen
     ready_s: float
+    ready_cpu_s: float
 
 
 @contextmanager
@@ -121,7 +124,8 @@ def camera(folder: Path, settings: Sequence[str]) -> Iterator[Running]:
                     pass
             except TimeoutError as error:
                 raise RunError("the camera was never ready", got=last_words(folder / "camera.log")) from error
-            yield Running(process, time.monotonic() - started)
+            times = process.cpu_times()
+            yield Running(process, time.monotonic() - started, times.user + times.system)
         finally:
             process.terminate()
             try:
@@ -199,7 +203,8 @@ def starts(folder: Path, settings: Sequence[str], books: Books, count: int) -> l
         began = time.monotonic()
         with camera(folder, settings) as running:
             video_s = books.first_video.get(timeout=PATIENCE_S) - began
-            found.append({"ready_s": round(running.ready_s, 2), "first_video_s": round(video_s, 2)})
+            spent = {"ready_s": running.ready_s, "ready_cpu_s": running.ready_cpu_s, "first_video_s": video_s}
+            found.append({name: round(value, 2) for name, value in spent.items()})
     return found
 
 
@@ -220,10 +225,12 @@ def soak(
 def show(report: Mapping[str, Any]) -> None:
     ready = [item["ready_s"] for item in report["starts"]]
     if ready:
-        first = statistics.median(item["first_video_s"] for item in report["starts"])
+        first, cpu = (
+            statistics.median(item[key] for item in report["starts"]) for key in ("first_video_s", "ready_cpu_s")
+        )
         console.print(
-            f"ready {statistics.median(ready):.2f} s after its start (worst of {len(ready)}: {max(ready):.2f}), "
-            f"first video at the broker after {first:.2f} s",
+            f"ready {statistics.median(ready):.2f} s after its start (worst of {len(ready)}: {max(ready):.2f}; CPU "
+            f"{cpu:.2f} s), first video at the broker after {first:.2f} s",
             highlight=False,
         )
     table = Table("", "first fifth", "last fifth", "largest", "slope an hour", title="after the warm-up")
