@@ -7,10 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz faults load simulate sbom bench wheel clean
+.PHONY: help demo test check fuzz faults load simulate arm64 sbom bench wheel clean
 
 help: ## Say what can be made
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." passes options on: make demo ARGS="--seconds 20 --no-browser", make test ARGS="tests/codec -x"'
 
 demo: $(VENV)/.demo ## Camera, broker, server and page on this machine, on a rendered street
@@ -37,8 +37,12 @@ faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: 
 
 load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (9 minutes)
 	$(BIN)/python -m tests.load $(ARGS)
+
 simulate: $(VENV)/.dev ## 1,000 seeds of camera, broker and server in one process, under harm (half an hour of a core)
 	$(BIN)/python -m tests.simulation $(ARGS)
+
+arm64: $(BIN)/python ## Golden bytes and shipped networks on ARM, in QEMU's user mode, with Debian's packages
+	$(BIN)/python -m tests.arm64 $(ARGS)
 
 sbom: $(VENV)/.dev ## What a camera is made of, as CycloneDX JSON: dist/sbom.cdx.json
 	@mkdir -p dist

@@ -27,6 +27,7 @@ from rich.table import Table
 from safetensors.numpy import save
 
 from benchmarks import _report
+from benchmarks.float_bundle import EXPORT_SIZES, INPUTS
 from benchmarks.network_cost import parse_sizes, shown, spent_ms, torch_graphs
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.kernels import WEIGHTS, Kernel, KernelBank, Kernels
@@ -52,13 +53,6 @@ EXAMPLE = "Example: python -m benchmarks.latency --sizes 640x360,960x540 --frame
 SEED = 1
 NETWORKS = {"scene": "filter", "smc_encode": "encoder", "smc_decode": "decoder"}
 """Stage -> its graph: those that are measured in float too."""
-
-INPUTS = {
-    "encoder": (("x", "lossy", "state_sem", "state_lossy"), ("latent", "next_sem", "next_lossy")),
-    "decoder": (("lossy", "latent", "state_lossy", "state_fuse"), ("fused", "next_lossy", "next_fuse")),
-}
-EXPORT_SIZES = (96, 64), (160, 128)
-"""Two sizes tell the exporter which sides are free."""
 
 console = _report.console()
 

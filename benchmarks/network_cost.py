@@ -73,9 +73,9 @@ def parameters_of(bundle: Bundle) -> int:
     return count
 
 
-def torch_graphs(size: str, luma: tuple[int, int]) -> dict[str, tuple[nn.Module, list[Tensor]]]:
+def torch_graphs(size: str, luma: tuple[int, int], trained: Any = None) -> dict[str, tuple[nn.Module, list[Tensor]]]:
     """Graph -> the module that is exported for it, and inputs for a frame of the luma size (width, height)."""
-    model: Any = build_smc(size).eval()  # every size has the parts that the exported graphs name
+    model: Any = trained or build_smc(size).eval()  # every size has the parts that the exported graphs name
     rows, columns = aligned(luma[1]) // 4, aligned(luma[0]) // 4
     generator = torch.Generator().manual_seed(0)
     picture = torch.randint(0, 256, (1, rows, columns, PACKED_CHANNELS), generator=generator, dtype=torch.uint8)

@@ -44,7 +44,7 @@ def summarise(records: Sequence[Record], *, seed: int, anchor: str = ANCHOR) -> 
             continue
         originals = [record for record in mine if record["crf"] is None and record["clip"] not in incomplete]
         present = {record["system"] for record in coded}
-        systems = [system for system in SYSTEMS if system in present]
+        systems = [*(system for system in SYSTEMS if system in present), *sorted(present - {*SYSTEMS})]
         pairs = [(anchor, system) for system in systems if system != anchor and anchor in systems]
         pairs += [pair for pair in BESIDE_ANCHOR if {*pair} <= present and pair[0] != anchor]
         sample = _Sample.of(coded, originals, seed)

@@ -33,7 +33,7 @@ from scene_edge.edge.networks import Networks, open_networks
 from scene_edge.edge.riders import MAX_BODY_BYTES
 from scene_edge.edge.settings import load_config
 from scene_edge.edge.wire import publish_overhead
-from scene_edge.server.fusion import FusionDecoder
+from scene_edge.server.fusion import PREFERENCE, FusionDecoder
 from scene_edge.server.recording import DecodeReport, decode_clip
 
 
@@ -101,6 +101,9 @@ class Coding:
     camera; None: the camera's default."""
     semantic_quality: int | None = None
     max_share: float | None = None
+    engine: str | None = None
+    """That runs the networks on both sides, and at which precision; None: the camera's and the server's default."""
+    precision: str = "int8"
 
 
 def parts_of(system: str) -> System:
@@ -124,6 +127,9 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
         "video.preset": coding.preset,
         "video.threads": 1,
     }
+    if coding.engine is not None:
+        for section in ("scene", "semantics"):
+            overrides |= {f"{section}.engines": f"[{coding.engine}]", f"{section}.precision": coding.precision}
     if coding.zoo is not None:
         overrides["bundles.zoo"] = coding.zoo.resolve()
     if coding.smc is not None:
@@ -166,14 +172,18 @@ def encode(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) 
 
 
 @lru_cache(maxsize=4)
-def fusion_decoder(bundle: str, zoo: Path | None, width: int, height: int) -> FusionDecoder:
+def fusion_decoder(
+    bundle: str, zoo: Path | None, width: int, height: int, engine: str | None = None, precision: str = "int8"
+) -> FusionDecoder:
     """A server's decoder in one thread, opened once for each size."""
-    return FusionDecoder(Bundle.open(bundle, zoo=zoo), width, height, threads=1)
+    prefer = PREFERENCE if engine is None else (engine,)
+    return FusionDecoder(Bundle.open(bundle, zoo=zoo), width, height, prefer=prefer, precision=precision, threads=1)
 
 
 def decoder_for(clip: EncodedClip, coding: Coding) -> FusionDecoder:
     """The decoder that belongs to a clip coded with SMC, or that F-Net alone would use on it."""
-    return fusion_decoder(camera_config("smc", coding).semantics.bundle, coding.zoo, clip.width, clip.height)
+    bundle = camera_config("smc", coding).semantics.bundle
+    return fusion_decoder(bundle, coding.zoo, clip.width, clip.height, coding.engine, coding.precision)
 
 
 def fuse_without_semantics(units: Sequence[AccessUnit], decoder: FusionDecoder) -> list[Planes]:

@@ -14,6 +14,7 @@ from scene_edge.codec.bundle import Artifact, Bundle, Graph, TensorSpec
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.planes import MAX_SIDE, PACKED_CHANNELS
+from scene_edge.inference.golden import Run, run_at, whole_run
 from scene_edge.inference.seam import DEFAULT_THREADS, Order, Session, TensorInfo, Tensors
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "TensorInfo",
     "Tensors",
     "available_engines",
-    "golden_error",
     "open_session",
     "zero_inputs",
 ]
@@ -59,9 +59,9 @@ def open_session(
     """The first engine of `prefer` that really runs `graph`: at `precision` where an artifact has it, else at another.
 
     `height` and `width` are of the packed grid, H/4 and W/4; None for a graph whose shapes are all fixed. "Really runs"
-    means: it reproduces the bundle's golden output within its tolerance, or, where it has none at a usable size, gives
-    finite numbers for zeros; with other `kernels` in it, it does the latter, having done the former with its own. What
-    was tried before, and why it failed, stands in `session.fallbacks`.
+    means: it reproduces the bundle's golden output within its tolerance, or, where there is none at a size that it can
+    take, gives finite numbers for zeros; with other `kernels` in it, it does the latter, having done the former with
+    its own. What was tried before, and why it failed, stands in `session.fallbacks`.
 
     Raises EngineError with every reason if no engine runs it.
     """
@@ -114,25 +114,6 @@ def zero_inputs(session: Session) -> dict[str, NDArray[Any]]:
     return {name: np.zeros(info.shape, info.dtype) for name, info in session.inputs.items()}
 
 
-def golden_error(outputs: Tensors, golden: Tensors) -> dict[str, float]:
-    """Relative RMS error of each output against "out.<name>" in `golden`: rms(output - golden) / rms(golden).
-
-    Raises EngineError if an output is missing or has another shape.
-    """
-    errors = {}
-    for key, wanted in golden.items():
-        if not key.startswith("out."):
-            continue
-        name = key[4:]
-        if name not in outputs or outputs[name].shape != wanted.shape:
-            got = outputs[name].shape if name in outputs else "nothing"
-            raise EngineError(f"output {name} is not as in the golden run", got=got, allowed=wanted.shape)
-        truth = wanted.astype(np.float64)
-        error = _rms(outputs[name].astype(np.float64) - truth) / max(_rms(truth), 1e-6)
-        errors[name] = error if np.isfinite(error) else float("inf")
-    return errors
-
-
 @dataclass(frozen=True)
 class _Trial:
     """One artifact on its engine: opened, then made to prove itself."""
@@ -148,20 +129,27 @@ class _Trial:
         session = self._session(shapes, self.kernels)
         if not verify:
             return session
-        golden_shapes = {spec.name: self.golden[f"in.{spec.name}"].shape for spec in self.graph.inputs if self.golden}
         try:
-            if golden_shapes == shapes and self.kernels is None:
-                self._check_golden(session)
+            run = self._run(shapes)
+            if run is not None and _shapes(run) == shapes and self.kernels is None:
+                self._check_golden(session, run)
                 session.proven = True
                 return session
-            if golden_shapes and self.artifact.shape_hint is None:
-                self._rehearse(golden_shapes)
+            if run is not None:
+                self._rehearse(run)
                 session.proven = True
             self._check_finite(session)
         except EngineError:
             session.close()
             raise
         return session
+
+    def _run(self, shapes: dict[str, tuple[int, ...]]) -> Run | None:
+        """The golden run that the artifact can do: the whole one, or where it is fixed to another size, one of that."""
+        if not self.golden:
+            return None
+        whole, size = whole_run(self.golden), self.artifact.shape_hint
+        return whole if size is None or _shapes(whole) == shapes else run_at(self.golden, size, shapes)
 
     def _session(self, shapes: dict[str, tuple[int, ...]], kernels: Kernels | None = None) -> Session:
         inputs = {spec.name: TensorInfo(shapes[spec.name], np.dtype(spec.dtype)) for spec in self.graph.inputs}
@@ -170,20 +158,20 @@ class _Trial:
         session: Session = import_module(ENGINE_MODULES[self.artifact.engine]).open_engine(order)
         return session
 
-    def _rehearse(self, golden_shapes: dict[str, tuple[int, ...]]) -> None:
+    def _rehearse(self, run: Run) -> None:
         """The golden run in a session of its own, at the golden run's size."""
         key = (self.bundle.digest, self.graph.name, self.artifact.file)
         if key in _PROVEN:
             return
-        rehearsal = self._session(golden_shapes)
+        rehearsal = self._session(_shapes(run))
         try:
-            self._check_golden(rehearsal)
+            self._check_golden(rehearsal, run)
         finally:
             rehearsal.close()
         _PROVEN.add(key)
 
-    def _check_golden(self, session: Session) -> None:
-        errors = golden_error(session.run({name: self.golden[f"in.{name}"] for name in session.inputs}), self.golden)
+    def _check_golden(self, session: Session, run: Run) -> None:
+        errors = run.errors(session.run({name: run.inputs[name] for name in session.inputs}))
         tolerance = self.graph.golden.tolerance if self.graph.golden is not None else 0.0
         worst = max(errors, key=lambda name: errors[name])
         if errors[worst] > tolerance:
@@ -197,6 +185,10 @@ class _Trial:
         for name, array in session.run(zero_inputs(session)).items():
             if not np.isfinite(array).all():
                 raise EngineError(f"{session.engine} gives output {name} that is not finite for zeros")
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in run.inputs.items()}
 
 
 def _unfitness(artifact: Artifact, precision: str, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -279,7 +271,3 @@ def _golden_grid(graph: Graph, golden: Tensors) -> tuple[int, int] | None:
 
 def _is_packed(spec: TensorSpec) -> bool:
     return len(spec.shape) >= 4 and spec.shape[-1] == PACKED_CHANNELS
-
-
-def _rms(values: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0

@@ -18,7 +18,10 @@ from torch.export import Dim, ExportedProgram
 
 from scene_edge.codec.errors import ConfigError, EngineError
 from scene_edge.codec.planes import ALIGN, MAX_SIDE
+from scene_edge.inference.golden import fitted
 from scene_edge.models.registry import GraphExport
+
+__all__ = ["Axes", "Sample", "Shapes", "anonymous", "dynamic_axes", "export_program", "fitted", "run_torch", "to_onnx"]
 
 Sample: TypeAlias = Mapping[str, NDArray[Any]]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -70,18 +73,6 @@ def dynamic_axes(graph: GraphExport) -> dict[str, Axes]:
 
 def shapes_of(sample: Sample) -> dict[str, tuple[int, ...]]:
     return {name: value.shape for name, value in sample.items()}
-
-
-def fitted(sample: Sample, shapes: Shapes) -> dict[str, NDArray[Any]]:
-    """The sample at another size: cropped, or repeated from its top left; pictures and states stay in register."""
-    result = {}
-    for name, shape in shapes.items():
-        value = sample[name]
-        for axis, side in enumerate(shape):
-            if value.shape[axis] != side:
-                value = np.take(value, np.arange(side) % value.shape[axis], axis)
-        result[name] = np.ascontiguousarray(value)
-    return result
 
 
 def export_program(graph: GraphExport, example: Sample, axes: Mapping[str, Axes]) -> ExportedProgram:

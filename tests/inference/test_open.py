@@ -18,7 +18,8 @@ from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.inference import onnxruntime as onnx_engine
 from scene_edge.inference import openvino as openvino_engine
 from scene_edge.inference.fake import FakeSession
-from scene_edge.inference.session import TensorInfo, available_engines, golden_error, open_session
+from scene_edge.inference.golden import KEPT, fitted, golden_error, kept_at, sampled
+from scene_edge.inference.session import Session, TensorInfo, available_engines, open_session
 from tests.inference import tiny
 
 pytest.importorskip("onnxruntime")
@@ -224,6 +225,40 @@ def test_golden_error_is_relative() -> None:
     for outputs in ({}, {"y": np.ones(3)}):
         with pytest.raises(EngineError, match="golden"):
             golden_error(outputs, golden)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "litert"])
+def test_an_artefact_of_another_size_is_held_to_what_is_kept_of_a_run_at_its_own(folder: Path, engine: str) -> None:
+    """Nothing kept: finite numbers are all that can be asked. Something kept: it must be reproduced."""
+    if available_engines()[engine].startswith("absent"):
+        pytest.skip(available_engines()[engine])
+    small = tiny.inputs(9, (8, 12))
+    golden = {f"in.{name}": value for name, value in small.items()}
+    golden |= {f"out.{name}": value for name, value in tiny.truth(small).items()}
+    file = {"onnx": "tiny.onnx", "litert": "tiny.tflite"}[engine]
+    fixed = [{"engine": engine, "precision": "fp32", "file": file, "shape": [16, 24]}]
+    outputs = tiny.truth(fitted(small, {name: value.shape for name, value in tiny.inputs().items()}))
+
+    def opened(scale: float | None) -> Session:
+        kept = {} if scale is None else kept_at((16, 24), {name: value * scale for name, value in outputs.items()})
+        save_file({**golden, **kept}, folder / "tiny.golden.safetensors")
+        bundle = rewrite(folder, fixed)
+        return open_session(bundle, "tiny", height=16, width=24, prefer=[engine], precision="fp32")
+
+    assert not opened(None).proven
+    assert opened(1.0).proven
+    with pytest.raises(EngineError, match="does not reproduce the golden output"):
+        opened(np.float32(1.1))
+
+
+def test_kept_values_are_few_and_always_the_same() -> None:
+    values = np.arange(100_000, dtype=np.float32).reshape(10, 10_000)
+    kept = sampled(values)
+    assert kept.shape == (KEPT,)
+    assert len(np.unique(kept)) > 0.95 * KEPT
+    assert np.ptp(kept) > 0.99 * values.size
+    assert sampled(values[0, :7]).tolist() == [0, 5, 3, 1, 6, 4, 2]
+    assert np.array_equal(sampled(values.ravel()), kept)
 
 
 def test_runtime_errors_come_out_as_engine_errors() -> None:

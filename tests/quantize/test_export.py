@@ -19,7 +19,8 @@ from scene_edge.codec import ir
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import ConfigError, EngineError
 from scene_edge.codec.kernels import Kernel
-from scene_edge.inference.session import golden_error, open_session
+from scene_edge.inference.golden import golden_error
+from scene_edge.inference.session import open_session
 from scene_edge.quantize.export import QuantisationReport, export_bundle
 from scene_edge.quantize.graphs import export_program, run_torch, samples_digest, to_onnx, weights_digest
 from scene_edge.quantize.kernels import slots_of
@@ -120,7 +121,7 @@ def test_golden_run_is_float_torch_and_the_tolerance_covers_what_was_measured(ex
         sample = {key[3:]: value for key, value in tensors.items() if key.startswith("in.")}
         assert max(golden_error(run_torch(graph, sample), tensors).values()) < 1e-5
         worst = max(item.worst[1] for item in report.artifacts if item.graph == name)
-        assert worst < golden.tolerance <= max(0.02, 2.001 * worst)
+        assert worst < golden.tolerance <= max(0.02, 2.001 * worst + 1e-4)
 
 
 def test_report_names_weights_samples_tools_and_figures_and_stands_in_the_manifest(exported: Exported) -> None:
