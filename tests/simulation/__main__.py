@@ -6,7 +6,6 @@ Exit status 1 if a seed shows a violation. Each is printed with its story; `--se
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import os
 import sys
@@ -15,19 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.simulation.play import Verdict, play
+from tests.simulation.play import Verdict, play, quietly
 
 SHOWN = 20
 """Failing seeds with their story, at most."""
-
-
-def quietly() -> None:
-    """What the product logs about simulated harm would be most of the page."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def story(verdict: Verdict) -> str:

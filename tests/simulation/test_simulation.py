@@ -11,8 +11,8 @@ from scene_edge.edge.lanes import Dispatcher
 from scene_edge.server.join import Joiner
 from scene_edge.server.session import SessionWorker
 from scene_edge.server.store import Store
-from tests.simulation.__main__ import page, quietly, story
-from tests.simulation.play import FAULTS, play
+from tests.simulation.__main__ import page, story, verdicts
+from tests.simulation.play import FAULTS, play, quietly
 
 SEEDS = (6, 16, 35)
 """These found something once."""
@@ -100,3 +100,8 @@ def test_what_is_broken_is_seen(
 def test_every_kind_of_harm_is_done() -> None:
     names = {fault.__name__ for fault in FAULTS}
     assert len(names) >= 13
+
+
+def test_seeds_are_played_by_several_processes_as_by_one() -> None:
+    several, one = (sorted(verdict.seed for verdict in verdicts(range(2), jobs)) for jobs in (2, 1))
+    assert several == one == [0, 1]
