@@ -189,7 +189,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axis.invert_yaxis()
     axis.axvline(0.0, color="#444444", linewidth=1)
     axis.margins(x=0.15)
-    axis.set_xlabel("rate at equal quality against x264 alone on development crops, % (less is better)")
+    axis.set_xlabel("rate at equal quality against x264 alone, % (less is better)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
