@@ -155,9 +155,12 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def multi_scale_ssim(first: Tensor, second: Tensor, scales: int = 5) -> Tensor:
-    """Mean of `ssim` over scales, each half as large as the one before, of pictures [B, C, h, w] in 0..1: [B]."""
+    """Mean of `ssim` over scales, each half as large as the one before, of pictures [B, C, h, w] in 0..1: [B].
+
+    Scales at which less than a box is left are left out.
+    """
     scores = [ssim(first, second)]
-    for _ in range(1, scales):
+    while len(scores) < scales and min(first.shape[2:]) >= 16:
         first, second = (F.avg_pool2d(x, 2) for x in (first, second))
         scores.append(ssim(first, second))
     return torch.stack(scores).mean(0)

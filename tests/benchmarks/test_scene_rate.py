@@ -11,13 +11,14 @@ from scene_edge.codec.media import read_video
 from tests.data import dev_clip
 
 
-def test_a_held_filter_keeps_within_its_bound() -> None:
+def test_the_shipped_filter_keeps_within_its_bound_by_itself_and_is_weakened_within_a_tighter_one() -> None:
     pytest.importorskip("onnxruntime")
     clip = find_clips([f"*/{dev_clip('carphone_pristine.mp4').stem}"])[0]
-    pictures = [planes for planes, _ in read_video(clip.path, width=176, limit=8)]
+    pictures = [planes for planes, _ in read_video(clip.path, width=176, limit=64)]
     bundle = Bundle.open("scene-s")
-    free, full = ratio(clip, pictures, bundle, 20, None)
-    held, strength = ratio(clip, pictures, bundle, 20, 0.02)
-    assert free > 1.02, "else there is nothing to hold"
-    assert held <= 1.02
-    assert strength < full == 1.0
+    for crf in (18, 27):
+        free, full = ratio(clip, pictures, bundle, crf, None)
+        assert (free <= 1.02, full) == (True, 1.0)
+    held, strength = ratio(clip, pictures, bundle, 18, 0.001)
+    assert strength < 1.0
+    assert held != free
