@@ -114,11 +114,27 @@ class System:
         return any(server.idle for server in self.servers) and all(
             camera.life.alive
             and camera.spool is not None
-            and not camera.spool.counts().records
+            and not _awaited(camera)
             and camera.camera is not None
             and not camera.camera.ledger.snapshot().in_pipeline  # it may stand still with a message open
             for camera in self.cameras
         )
+
+
+def _awaited(camera: CameraActor) -> bool:
+    """Whether the spool holds what can still be freed.
+
+    Semantics of the session that runs whose pictures it refused, being full, wait for the server to have a later
+    picture; and the stream is over.
+    """
+    spool = camera.spool
+    if not isinstance(spool, SqliteSpool):
+        return spool is not None and bool(spool.counts().records)
+    last = spool._index._last_put
+    return any(
+        entry.record.leaf != "semantic" or entry.record.session != spool._index.session or entry.record.last_seq <= last
+        for entry in spool._index.entries()
+    )
 
 
 # Harm. Each is done once, at a time that the seed chooses.
