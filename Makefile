@@ -38,7 +38,7 @@ faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: 
 load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (9 minutes)
 	$(BIN)/python -m tests.load $(ARGS)
 
-simulate: $(VENV)/.dev ## 1,000 seeds of camera, broker and server in one process, under harm (half an hour of a core)
+simulate: $(VENV)/.dev ## 1,000 seeds of camera, broker and server in one process, under harm (six minutes of two cores)
 	$(BIN)/python -m tests.simulation $(ARGS)
 
 arm64: $(BIN)/python ## Golden bytes and shipped networks on ARM, in QEMU's user mode, with Debian's packages
