@@ -107,6 +107,12 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def write_all(out: Path, json_file: Path | None, report: Mapping[str, Any]) -> None:
+    """Write the report into the folder, and where it was asked for beside."""
+    for path in {out / "report.json", json_file} - {None}:
+        write_json(path, report)
+
+
 def peak_memory_mb() -> float:
     """Largest resident set of this process so far, in 10^6 bytes; 0 where the system does not say (not Linux)."""
     value = _first_value(Path("/proc/self/status"), "VmHWM")

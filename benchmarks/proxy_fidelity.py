@@ -220,8 +220,7 @@ def run(
         "rate_fits": fits,
         "records": [record.as_dict() for record in records],
     }
-    for path in {out / "report.json", json_file} - {None}:
-        _report.write_json(path, report)
+    _report.write_all(out, json_file, report)
     console.print(f"written: {out / 'report.json'}, {out / 'plot.png'}")
 
 

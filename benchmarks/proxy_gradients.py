@@ -208,8 +208,7 @@ def run(
         "kept": {f"{proxy} {what}": slope_and_correlation(found, proxy, what) for proxy in PROXIES for what in WHAT},
         "derivatives": [asdict(entry) for entry in found],
     }
-    for path in {out / "report.json", json_file} - {None}:
-        _report.write_json(path, report)
+    _report.write_all(out, json_file, report)
     console.print(f"written: {out / 'report.json'}, {out / 'plot.png'}")
 
 

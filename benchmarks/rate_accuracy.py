@@ -377,8 +377,7 @@ def run(
     }
     show(report["groups"], console)
     draw(report["groups"], out / "plot.png")
-    for path in {out / "report.json", json_file} - {None}:
-        _report.write_json(path, report)
+    _report.write_all(out, json_file, report)
     console.print(f"written: {out / 'report.json'}, {out / 'plot.png'}")
     for line in failures:
         console.print(f"[red]failed[/red] {line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
@@ -20,6 +21,10 @@ from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
 from scene_edge.inference.session import Session, open_session
 
+Tell = Callable[[str], None]
+
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class Networks:
@@ -29,9 +34,10 @@ class Networks:
     scene: SceneFilter | None = None
     semantics: SemanticEncoder | None = None
     degraded: tuple[str, ...] = ()
-    reopen_scene: Callable[[], SceneFilter] | None = None
-    reopen_semantics: Callable[[], SemanticEncoder] | None = None
-    """How a network that failed is opened again, in any thread; None: it is not."""
+    reopen_scene: Callable[[Tell], SceneFilter] | None = None
+    reopen_semantics: Callable[[Tell], SemanticEncoder] | None = None
+    """How a network that failed is opened again, in any thread, and who is told what `degraded` would say of it;
+    None: it is not."""
 
     @property
     def engines(self) -> dict[str, str]:
@@ -64,8 +70,16 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
         return SemanticEncoder(opener.bundle, width, height, opener)
 
     if live:
-        networks.reopen_scene = lambda: open_scene(Opener(config, config.scene, width, height, hang_s))
-        networks.reopen_semantics = lambda: open_semantics(Opener(config, config.semantics, width, height, hang_s))
+
+        def again(network: NetworkConfig, part: str, opened: Callable[[Opener], T], tell: Tell) -> T:
+            opener = Opener(config, network, width, height, hang_s)
+            found = opened(opener)
+            for reason in opener.fallbacks(part):
+                tell(reason)
+            return found
+
+        networks.reopen_scene = partial(again, config.scene, "scene", open_scene)
+        networks.reopen_semantics = partial(again, config.semantics, "smc", open_semantics)
     if config.scene.enabled:
         try:
             opener = Opener(config, config.scene, width, height, hang_s)

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from scene_edge.codec.errors import EngineError
 from scene_edge.codec.identity import AccessUnit, Frame, SessionId, new_session_id
@@ -90,8 +91,11 @@ class Pipeline:
         """Every session that was begun, and how many frames were coded before it."""
         self._part = threading.Event()
         self._scene = networks.scene
-        self._scene_revival = Revival("scene", networks.reopen_scene, clock, degrade, recover)
-        self._semantic_revival = Revival("semantics", networks.reopen_semantics, clock, degrade, recover)
+        scene, semantics = networks.reopen_scene, networks.reopen_semantics
+        self._scene_revival = Revival("scene", scene and partial(scene, degrade), clock, degrade, recover)
+        self._semantic_revival = Revival(
+            "semantics", semantics and partial(semantics, degrade), clock, degrade, recover
+        )
         self._sequencer: Sequencer[Captured] = Sequencer(encoder)
         self._gop = None if networks.semantics is None else self._make_gop(networks.semantics)
         self._lossless = not info.live

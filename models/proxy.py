@@ -25,8 +25,8 @@ PROXIES: dict[str, type[nn.Module]] = {"jpeg": JpegProxy, "hybrid": HybridProxy}
 
 
 class Slopes(NamedTuple):
-    """How much of what a proxy promises x264 keeps, for small changes of a picture (`benchmarks/proxy_gradients.py`):
-    of a change of the decoded picture, as far as qualities see it, and of the logarithm of bits."""
+    """How much of what a proxy promises x264 keeps, for small changes of a picture: of a change of the decoded picture,
+    as far as qualities see it, and of the logarithm of bits."""
 
     pictures: float
     bits: float
@@ -35,7 +35,8 @@ class Slopes(NamedTuple):
 ALL = Slopes(1.0, 1.0)
 
 SLOPES = {"jpeg": Slopes(0.56, 0.81), "hybrid": Slopes(0.62, 0.53)}
-"""Promising more of one than of the other, a proxy would teach a filter to sharpen, or to blur."""
+"""On training crops, once; `benchmarks/proxy_gradients.py` measures the same on development clips. Promising more of
+one than of the other, a proxy would teach a filter to sharpen, or to blur."""
 
 
 class RealCodec(nn.Module):

@@ -22,6 +22,9 @@ from scene_edge.codec.topics import SHARDS
 
 ENV_PREFIX = "SCENE_EDGE_SERVER_"
 
+MAX_PIXELS = 4096 * 2304
+"""As large as pictures are that most people send; `limits.max_pixels` is for the others."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,7 +151,7 @@ class LimitsConfig(_Section):
         60.0, gt=0, le=10_000, description="a camera that sends more, and queue_messages at once, is slowed down to it"
     )
     max_pixels: int = Field(
-        4096 * 2304, ge=4, le=8192 * 8192, description="a camera's pictures may have so many samples of luma"
+        MAX_PIXELS, ge=4, le=8192 * 8192, description="a camera's pictures may have so many samples of luma"
     )
     commit_frames: int = Field(10, ge=1, le=1000)
     commit_ms: int = Field(200, ge=1, le=10_000)

@@ -1,8 +1,8 @@
 """Who runs the workers: the Engine seam; in the caller's thread (InlineEngine), or one thread a camera (LocalEngine).
 
 Contract of every engine: the messages of one camera are handled in the order of `submit` by one worker; a camera that
-is slow or fails does not touch the others' order or results; `submit` waits for room, at most as long as it was told,
-and then refuses; `drain` returns once everything submitted is committed.
+is slow or fails does not touch the others' order or results; `submit` never waits, and refuses where there is no room;
+`drain` returns once everything submitted is committed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Engine(Protocol):
-    def submit(self, camera: str, message: Inbound, patience_s: float = 0.0) -> str | None:
+    def submit(self, camera: str, message: Inbound) -> str | None:
         """None: taken. Else the reason why not: "queue_full", "too_many_cameras" or "stopping"."""
         ...
 
@@ -53,7 +53,7 @@ class InlineEngine:
         self._stop = threading.Event()
         self._workers: dict[str, CameraWorker] = {}
 
-    def submit(self, camera: str, message: Inbound, patience_s: float = 0.0) -> str | None:
+    def submit(self, camera: str, message: Inbound) -> str | None:
         if self._stop.is_set():
             return "stopping"
         worker = self._workers.get(camera)
@@ -91,7 +91,7 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
 
-    def submit(self, camera: str, message: Inbound, patience_s: float = 0.0) -> str | None:
+    def submit(self, camera: str, message: Inbound) -> str | None:
         if self._stop.is_set():
             return "stopping"
         with self._lock:
@@ -100,7 +100,7 @@ class LocalEngine:
                 if len(self._lanes) >= self._max_cameras:
                     return "too_many_cameras"
                 lane = self._lanes[camera] = _Lane(camera, self._factory, self._queue_messages, self._stop)
-        return lane.put(message, patience_s)
+        return lane.put(message)
 
     def backlog(self, camera: str) -> int:
         with self._lock:
@@ -132,19 +132,14 @@ class _Lane:
         self._thread = threading.Thread(target=self._run, name=f"camera-{camera}", daemon=True)
         self._thread.start()
 
-    def put(self, message: Inbound, patience_s: float) -> str | None:
+    def put(self, message: Inbound) -> str | None:
         with self._idle:
             self._is_idle = False
-        deadline_s = time.monotonic() + patience_s
-        while not self._stop.is_set():
-            try:
-                left_s = deadline_s - time.monotonic()
-                self.messages.put(message, timeout=min(max(left_s, 0.0), 0.5) or 1e-3)
-                return None
-            except queue.Full:
-                if left_s <= 0:
-                    return "queue_full"
-        return "stopping"
+        try:
+            self.messages.put_nowait(message)
+        except queue.Full:
+            return "queue_full"
+        return None
 
     def wait_idle(self, deadline_s: float) -> bool:
         with self._idle:

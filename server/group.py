@@ -42,7 +42,8 @@ class GroupCommit(Generic[Request]):
             self._lead()
         if isinstance(ticket.answer, int):
             return ticket.answer
-        raise ticket.answer or StoreError("the commit was forgotten", hint="This is a bug.")
+        assert ticket.answer is not None
+        raise ticket.answer
 
     def _lead(self) -> None:
         """Commit for everybody who is waiting, and hand over to whoever came meanwhile."""
@@ -55,6 +56,8 @@ class GroupCommit(Generic[Request]):
                 heir = self._waiting[0] if self._waiting else None
                 self._busy = heir is not None
             for ticket in group:
+                if ticket.answer is None:  # raised in the leader's thread; no call to lead
+                    ticket.answer = StoreError("nothing was written", hint="Another camera's worker has logged why.")
                 ticket.woken.set()
             if heir is not None:
                 heir.woken.set()

@@ -57,14 +57,11 @@ class Ingest:
         self._config, self._hub, self._clock = config, hub, clock
         self._places = ["+"] if shards == EVERY_SHARD else [str(shard) for shard in shards]
 
-        def submit(camera: str, message: Inbound) -> str | None:
-            return engine.submit(camera, message, 0.0)
-
         def told(camera: str, too_fast: bool) -> None:
             why = f"throttled: it sends more than {limits.messages_per_s:g} messages a second" if too_fast else None
             hub.state(camera).degrade("throttle", why)
 
-        self._throttle = Throttle(submit, limits.messages_per_s, limits.queue_messages, told)
+        self._throttle = Throttle(engine.submit, limits.messages_per_s, limits.queue_messages, told)
         self._doors = threading.Condition()
         self._stopping = False
         self._feeder: threading.Thread | None = None

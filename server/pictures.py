@@ -22,7 +22,7 @@ from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.seams import Action, ActionRecogniser, Detector, Track, Tracker
-from scene_edge.server.config import FusionConfig
+from scene_edge.server.config import MAX_PIXELS, FusionConfig
 from scene_edge.server.fusion import BundleShelf, FusionDecoder, LatentFeed
 from scene_edge.server.join import Joined, JoinStatus, VideoUnit
 from scene_edge.server.state import CameraState, Snapshot
@@ -30,9 +30,6 @@ from scene_edge.server.store import FrameResult
 
 MAX_UNDECODED = 16
 """A decoder that holds more access units than this without a picture has lost them (no B-frames are sent)."""
-
-MAX_PIXELS = 4096 * 2304
-"""As large as pictures are that most people send; `limits.max_pixels` is for the others."""
 
 log = structlog.get_logger(__name__)
 

@@ -618,6 +618,19 @@ def test_an_engine_that_is_not_there_is_announced(configure: Configure) -> None:
     networks.close()
 
 
+def test_an_engine_that_is_not_there_is_announced_of_what_is_opened_again(configure: Configure) -> None:
+    settings = configure("scene.engines=[tensorrt,onnx]", "semantics.engines=[tensorrt,onnx]")
+    networks = open_networks(settings, 96, 64, strict=True, live=True)
+    assert networks.reopen_scene is not None
+    assert networks.reopen_semantics is not None
+    told: list[str] = []
+    for opened in (networks.reopen_scene(told.append), networks.reopen_semantics(told.append)):
+        opened.close()
+    assert told == list(networks.degraded)
+    assert [reason.partition(":")[0] for reason in told] == ["scene", "smc"]
+    networks.close()
+
+
 def test_another_precision_than_asked_for_is_announced(configure: Configure) -> None:
     networks = open_networks(configure("semantics.precision=int8"), 96, 64, strict=True)
     assert any("fp32" in reason for reason in networks.degraded)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +79,19 @@ async def ready(made: Stage) -> None:
     raise TimeoutError("the server does not come up")
 
 
+@asynccontextmanager
+async def running(size: Size, step: Step, *, rate: float = RATE, **options: int) -> AsyncIterator[tuple[Stage, Fleet]]:
+    """A server, and cameras that it knows already."""
+    with stage(**options) as made:
+        await ready(made)
+        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], rate)
+        step(0.0, "cameras come")
+        await fleet.start()
+        await fleet.warm()
+        yield made, fleet
+        await fleet.close()
+
+
 async def pass_time(seconds: float, step: Step, what: str) -> None:
     begun_s = time.monotonic()
     while (gone_s := time.monotonic() - begun_s) < seconds:
@@ -108,12 +121,7 @@ def count(made: Stage, fleet: Fleet, outcome: Outcome) -> list[tuple[str, str, i
 async def steady(size: Size, step: Step) -> Outcome:
     """L1."""
     outcome = Outcome()
-    with stage() as made:
-        await ready(made)
-        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE)
-        step(0.0, "cameras come")
-        await fleet.start()
-        await fleet.warm()
+    async with running(size, step) as (made, fleet):
         begun_s, cpu_s, own_s = time.monotonic(), made.cpu_s(), time.process_time()
         before = {camera.name: camera.live.made for camera in fleet.cameras}
         await pass_time(size.seconds, step, "under load")
@@ -130,19 +138,13 @@ async def steady(size: Size, step: Step) -> Outcome:
         outcome.say(p50_ms=percentile(latencies, 50), p99_ms=percentile(latencies, 99), rss_mb=made.memory_mb())
         outcome.demand("p99 <= 250 ms", percentile(latencies, 99) <= 250)
         outcome.demand("RSS <= 512 MB", made.memory_mb() <= 512)
-        await fleet.close()
     return outcome
 
 
 async def broker_restart(size: Size, step: Step) -> Outcome:
     """L3. With few records: it is the connections that are the load."""
     outcome = Outcome()
-    with stage() as made:
-        await ready(made)
-        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE / 10)
-        step(0.0, "cameras come")
-        await fleet.start()
-        await fleet.warm()
+    async with running(size, step, rate=RATE / 10) as (made, fleet):
         begun_s = time.monotonic()
         await asyncio.to_thread(made.restart_broker)
         there_s = time.monotonic()
@@ -159,19 +161,13 @@ async def broker_restart(size: Size, step: Step) -> Outcome:
         await settle(fleet, outcome)
         count(made, fleet, outcome)
         outcome.say(rss_mb=made.memory_mb())
-        await fleet.close()
     return outcome
 
 
 async def backlog(size: Size, step: Step) -> Outcome:
     """L4."""
     outcome = Outcome()
-    with stage() as made:
-        await ready(made)
-        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE)
-        step(0.0, "cameras come")
-        await fleet.start()
-        await fleet.warm()
+    async with running(size, step) as (made, fleet):
         live_from = {camera.name: camera.live.made for camera in fleet.cameras}
         begun_s = time.monotonic()
         fleet.add_backlog(size.backlog_s)
@@ -189,19 +185,13 @@ async def backlog(size: Size, step: Step) -> Outcome:
         outcome.say(live_p50_ms=percentile(latencies, 50), live_p99_ms=percentile(latencies, 99))
         outcome.demand(">= 3x real time", not fleet.backlog and size.backlog_s / took_s >= 3)
         outcome.demand("live p99 <= 1 s", percentile(latencies, 99) <= 1000)
-        await fleet.close()
     return outcome
 
 
 async def hot_camera(size: Size, step: Step) -> Outcome:
     """L6: half of the time with all cameras alike, half with one of them at 50 times its rate."""
     outcome, hot = Outcome(), "cam-0"
-    with stage(queue_messages=size.queue_messages) as made:
-        await ready(made)
-        fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], RATE)
-        step(0.0, "cameras come")
-        await fleet.start()
-        await fleet.warm()
+    async with running(size, step, queue_messages=size.queue_messages) as (made, fleet):
         quiet = {camera.name: camera.live.made for camera in fleet.cameras}
         await pass_time(size.seconds / 2, step, "all alike")
         fleet.cameras[0].rate = 50 * RATE
@@ -220,7 +210,6 @@ async def hot_camera(size: Size, step: Step) -> Outcome:
         outcome.say(reported=told[0] if told else "no", hot_dropped=view["server"]["dropped"].get("throttled", 0))
         outcome.demand("others' p99 rises < 2x", stirred < 2 * calm)
         outcome.demand("throttled and reported", bool(told))
-        await fleet.close()
     return outcome
 
 

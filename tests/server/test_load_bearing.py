@@ -60,6 +60,42 @@ def test_who_comes_while_a_group_is_written_is_the_next_group() -> None:
     assert answers == {number: number * 10 for number in (*range(20), 100)}
 
 
+def test_a_leader_that_fails_takes_its_group_with_it_and_nobody_leads_twice() -> None:
+    writes: list[list[int]] = []
+    gate, busy = threading.Event(), threading.Event()
+
+    def write(requests: Sequence[int]) -> list[int | StoreError]:
+        writes.append(list(requests))
+        busy.set()
+        gate.wait(20)
+        if 1 in requests:
+            raise ValueError("a bug")
+        return list(requests)
+
+    group, failed = GroupCommit(write), []
+
+    def commit(number: int) -> None:
+        try:
+            group.commit(number)
+        except (StoreError, ValueError) as error:
+            failed.append((number, type(error)))
+
+    threads = [threading.Thread(target=commit, args=(number,)) for number in (100, 1, 2)]
+    threads[0].start()
+    busy.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    while len(group._waiting) < 2:
+        threading.Event().wait(0.001)
+    gate.set()
+    for thread in threads:
+        thread.join(20)
+    leader = writes[1][0]
+    assert sorted(failed) == sorted([(leader, ValueError), (3 - leader, StoreError)])
+    assert len(writes) == 2
+    assert group.commit(5) == 5, "and the next one is led as ever"
+
+
 def test_what_the_database_refuses_alone_does_not_harm_the_group() -> None:
     def write(requests: Sequence[int]) -> list[int | StoreError]:
         if 7 in requests:
