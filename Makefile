@@ -35,7 +35,7 @@ bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours;
 faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 
-load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (longer than 9 minutes)
+load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (10 minutes)
 	$(BIN)/python -m tests.load $(ARGS)
 
 simulate: $(VENV)/.dev ## 1,000 seeds of camera, broker and server in one process, under harm (six minutes of two cores)
