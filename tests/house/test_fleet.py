@@ -242,7 +242,7 @@ class Deaf:
     def __init__(self) -> None:
         self.cameras: list[str] = []
 
-    def submit(self, camera: str, _message: object, _patience_s: float) -> None:
+    def submit(self, camera: str, _message: object) -> None:
         self.cameras.append(camera)
 
 
