@@ -82,6 +82,8 @@ PICTURE = (
     Metric("vmaf", "VMAF", _mean("quality", "vmaf"), per_clip=True),
     Metric("vmaf_neg", "VMAF NEG", _mean("quality", "vmaf_neg"), per_clip=True),
     Metric("ms_ssim", "MS-SSIM", _mean("quality", "ms_ssim"), per_clip=True, digits=4),
+    Metric("ssim", "SSIM", _mean("quality", "ssim"), per_clip=True, digits=4),
+    Metric("psnr", "PSNR dB", _mean("quality", "psnr_db"), per_clip=True, digits=2),
 )
 ACTION = (
     Metric("top1", "top-1 %", _share("label")),

@@ -1,4 +1,4 @@
-"""VMAF, VMAF NEG and MS-SSIM of two sequences of planes, all three in one pass of FFmpeg's libvmaf."""
+"""VMAF, VMAF NEG, MS-SSIM, SSIM and PSNR of two sequences of planes, all in one pass of FFmpeg's libvmaf."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ _MODELS = r"'version=vmaf_v0.6.1\:name=vmaf|version=vmaf_v0.6.1neg\:name=vmaf_ne
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over the frames that were compared; VMAF in 0..100, MS-SSIM in 0..1 or None for small pictures."""
+    """Means over the frames that were compared; VMAF in 0..100, SSIM and MS-SSIM of the luma in 0..1 (MS-SSIM None for
+    small pictures), PSNR of the luma in dB (libvmaf's, 60 at most)."""
 
     vmaf: float
     vmaf_neg: float
     ms_ssim: float | None
+    ssim: float
+    psnr_db: float
     frames: int
 
 
@@ -65,6 +68,8 @@ def picture_quality(reference: Sequence[Planes], distorted: Sequence[Planes], *,
         vmaf=pooled["vmaf"]["mean"],
         vmaf_neg=pooled["vmaf_neg"]["mean"],
         ms_ssim=pooled["float_ms_ssim"]["mean"] if with_ms_ssim else None,
+        ssim=pooled["float_ssim"]["mean"],
+        psnr_db=pooled["psnr_y"]["mean"],
         frames=len(report["frames"]),
     )
 
@@ -84,8 +89,8 @@ def _run_libvmaf(
     for read_end, _ in pipes:
         command += ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{size[0]}x{size[1]}", "-r", "25"]
         command += ["-i", f"pipe:{read_end}"]
-    feature = ":feature=name=float_ms_ssim" if with_ms_ssim else ""
-    options = f"model={_MODELS}{feature}:n_threads=1:n_subsample={every}:log_fmt=json:log_path={log}"
+    features = r"name=psnr\:enable_chroma=false|name=float_ssim" + "|name=float_ms_ssim" * with_ms_ssim
+    options = f"model={_MODELS}:feature='{features}':n_threads=1:n_subsample={every}:log_fmt=json:log_path={log}"
     command += ["-lavfi", f"[0:v][1:v]libvmaf={options}", "-threads", "1", "-f", "null", "-"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[read_end for read_end, _ in pipes])
     for read_end, _ in pipes:

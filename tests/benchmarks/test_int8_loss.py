@@ -22,7 +22,14 @@ def record(clip: str, system: str, variant: str, crf: int, factor: float) -> dic
         "seconds": 2.0,
         "frames": 60,
         "bytes": {"video": total, "semantic": 0, "sei": 0, "overhead": 0, "total": total},
-        "quality": {"vmaf": 95.0 - 1.5 * (crf - 35), "vmaf_neg": 90.0 - crf, "ms_ssim": 1 - crf / 1000, "frames": 12},
+        "quality": {
+            "vmaf": 95.0 - 1.5 * (crf - 35),
+            "vmaf_neg": 90.0 - crf,
+            "ms_ssim": 1 - crf / 1000,
+            "ssim": 1 - crf / 900,
+            "psnr_db": 70.0 - crf,
+            "frames": 12,
+        },
     }
 
 

@@ -37,7 +37,16 @@ def test_quality_falls_with_noise() -> None:
     assert worse.vmaf_neg <= worse.vmaf + 0.5
     assert worse.ms_ssim is not None
     assert worse.ms_ssim < 1
+    assert same.ssim == pytest.approx(1)
+    assert worse.ssim < 1
+    assert same.psnr_db == 60
     assert same.frames == 4
+
+
+def test_psnr_is_that_of_the_luma() -> None:
+    clean = pictures(0)
+    moved = [Planes(frame.y + np.uint8(4), frame.u + np.uint8(90), frame.v) for frame in clean]
+    assert picture_quality(clean, moved).psnr_db == pytest.approx(20 * np.log10(255 / 4), abs=0.01)
 
 
 def test_sharpening_lifts_vmaf_more_than_vmaf_neg() -> None:

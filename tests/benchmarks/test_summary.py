@@ -35,7 +35,14 @@ def records() -> list[dict[str, Any]]:
     for system, factor in (("x264", 1.0), ("both", 0.75)):
         for step in range(5):
             agreement = {"tp": 90 - 10 * step, "fp": 10, "fn": 5}
-            quality = {"vmaf": 90.0 - 12 * step, "vmaf_neg": 88.0 - 12 * step, "ms_ssim": None, "frames": 12}
+            quality = {
+                "vmaf": 90.0 - 12 * step,
+                "vmaf_neg": 88.0 - 12 * step,
+                "ms_ssim": None,
+                "ssim": 0.98 - 0.01 * step,
+                "psnr_db": 40.0 - step,
+                "frames": 12,
+            }
             for clip in ("vos/a", "vos/b"):
                 found.append(coded(clip, system, step, factor, agreement=agreement, quality=quality))
             for number in range(3):
