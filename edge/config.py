@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -74,10 +76,30 @@ class NetworkConfig(Section):
         return tuple(name for name in self.engines if name != "auto") or USUAL_ENGINES
 
 
+SCENE_BUNDLES: Mapping[str, str] = MappingProxyType({"human": "scene-s", "machine": "scene-machine"})
+"""The bundles that ship, by whom they are for."""
+
+
 class SceneConfig(NetworkConfig):
     """SCENE, the filter before the H.264 encoder."""
 
-    bundle: str = Field("scene-s", min_length=1, description="A shipped bundle's name, or a bundle folder.")
+    weights: Literal["human", "machine"] = Field(
+        "human",
+        description="Whom the filter is for. human: detail that people see, and fewer bits. machine: detail where "
+        "something is that a task needs, and coarse pictures elsewhere, for detectors and trackers.",
+    )
+    bundle: str = Field(
+        SCENE_BUNDLES["human"],
+        min_length=1,
+        description="A bundle's name or folder, in place of the one that ships for these weights.",
+    )
+    floor: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="machine: the part of fine detail that is kept even where nothing is. 0 leaves a coarse picture "
+        "there, 1 filters nothing.",
+    )
     max_rise: float | None = Field(
         0.02,
         gt=0,
@@ -85,6 +107,14 @@ class SceneConfig(NetworkConfig):
         description="By which part SCENE may raise the bitrate at equal quality; it is weakened where it would by "
         "more. null: never; nor is it where the encoder holds a bitrate.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shipped(cls, values: Any) -> Any:
+        """The bundle that ships for the weights, where none is named."""
+        if isinstance(values, dict) and "bundle" not in values and values.get("weights") in SCENE_BUNDLES:
+            return {**values, "bundle": SCENE_BUNDLES[values["weights"]]}
+        return values
 
 
 class SemanticsConfig(NetworkConfig):

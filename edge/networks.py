@@ -11,10 +11,12 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
+from scene_edge.edge.attention import WHERE, AttentionFilter
 from scene_edge.edge.choice import choice_for
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.counters import Counters
 from scene_edge.edge.guarded import GuardedSession
+from scene_edge.edge.prefilter import PreFilter
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
@@ -31,10 +33,10 @@ class Networks:
     """What runs beside the H.264 encoder. `degraded` holds a reason for each part that should run and does not, and
     for each engine that is not the first choice."""
 
-    scene: SceneFilter | None = None
+    scene: PreFilter | None = None
     semantics: SemanticEncoder | None = None
     degraded: tuple[str, ...] = ()
-    reopen_scene: Callable[[Tell], SceneFilter] | None = None
+    reopen_scene: Callable[[Tell], PreFilter] | None = None
     reopen_semantics: Callable[[Tell], SemanticEncoder] | None = None
     """How a network that failed is opened again, in any thread, and who is told what `degraded` would say of it;
     None: it is not."""
@@ -62,9 +64,8 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     degraded: list[str] = []
     hang_s = config.watchdog.hang_s if live else None
 
-    def open_scene(opener: Opener) -> SceneFilter:
-        guard, crf = _guard(config), _crf(config)
-        return SceneFilter(opener.bundle, width, height, opener, live=live, guard=guard, crf=crf)
+    def open_scene(opener: Opener) -> PreFilter:
+        return open_prefilter(config, opener, width, height, live=live)
 
     def open_semantics(opener: Opener) -> SemanticEncoder:
         return SemanticEncoder(opener.bundle, width, height, opener)
@@ -103,6 +104,14 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             degraded.append(f"no semantics: {error}")
     networks.degraded = tuple(degraded)
     return networks
+
+
+def open_prefilter(config: CameraConfig, opener: Opener, width: int, height: int, *, live: bool = False) -> PreFilter:
+    """SCENE of either kind, as the bundle is: with a map of what matters, or with kernels that follow the scene."""
+    bundle, guard = opener.bundle, _guard(config)
+    if WHERE in bundle.graphs:
+        return AttentionFilter(bundle, width, height, opener, live=live, guard=guard, floor=config.scene.floor)
+    return SceneFilter(bundle, width, height, opener, live=live, guard=guard, crf=_crf(config))
 
 
 def _guard(config: CameraConfig) -> RateGuard | None:

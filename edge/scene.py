@@ -6,10 +6,9 @@ Where that has changed, the kernels are folded anew into the filter's plain conv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from threading import Thread
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +16,17 @@ from numpy.typing import NDArray
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.h264 import KEYFRAME_FINER
-from scene_edge.codec.kernels import F32, KernelBank, Kernels
+from scene_edge.codec.kernels import F32, KernelBank
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import PACKED_CHANNELS, U8, Planes, aligned, pack, unpack
 from scene_edge.edge.encoders.libav import frame_of
+from scene_edge.edge.prefilter import Beside, CutDetector, SessionOpener, check_size, engine_name
 from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 from scene_edge.inference.session import Session
-
-
-class SessionOpener(Protocol):
-    """How a network is opened, with the board's preferences."""
-
-    def __call__(
-        self, bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels | None = None, /
-    ) -> Session:
-        """`height` and `width` are the packed picture's; other kernels may be written into the graph."""
-        ...
-
 
 REFOLD = 0.02
 """By how much of their own root mean square coefficients must change before the filter's kernels are made anew: what is
 less moves samples by a fraction of what rounding does (`benchmarks/scene_kernels.py` has both)."""
-
-CUT_STRIDE = 16
-CUT_LEVELS = 28.0
-"""A mean change of the subsampled luma by more than this many levels from one frame to the next is a scene cut."""
-
 
 REQUANTISED = 1.5
 """By how much the encoder's quantiser must change before the kernels follow it."""
@@ -63,7 +47,7 @@ class _Prepared(NamedTuple):
 
 
 class SceneFilter:
-    """Planes in, planes of the same size out. Not thread-safe: one thread filters one camera's frames in order.
+    """Planes in, planes of the same size out: a `PreFilter`. Not thread-safe: one thread filters one camera's frames.
 
     `live`: kernels are changed beside the stream, by a thread that compiles the new filter while frames pass the old
     one; until the first is ready, frames stay as they are. Otherwise a frame waits for its kernels, so that the same
@@ -93,14 +77,14 @@ class SceneFilter:
         self._bank = KernelBank(bundle)
         self._open_filter = partial(open_network, bundle, "filter", aligned(height) // 4, aligned(width) // 4)
         self._filter = self._open_filter()
-        self._beside = Beside() if live else None
+        self._beside: Beside[_Prepared] | None = Beside() if live else None
         self._guard = guard
         self._crf, self._encoder_chooses = crf, crf is None
         self._setting: _Setting | None = None
         self._waiting: _Prepared | None = None
         self._frames = 0
         self._refreshed_ns: int | None = None
-        self._before: U8 | None = None
+        self._cuts = CutDetector()
         self.refreshes = self.folds = 0
 
     @property
@@ -114,12 +98,7 @@ class SceneFilter:
 
     def apply(self, planes: Planes, capture_ns: int) -> Planes:
         """Filter one frame. `capture_ns` decides when the scene is looked at again. Raises EngineError."""
-        if (planes.width, planes.height) != (self._width, self._height):
-            raise EngineError(
-                "picture of another size than the filter's",
-                got=f"{planes.width}x{planes.height}",
-                allowed=f"{self._width}x{self._height}",
-            )
+        check_size(planes, (self._width, self._height))
         if self._beside is not None and (ready := self._beside.ready()) is not None:
             self._waiting = ready
         self._follow_scene(planes, capture_ns)
@@ -147,7 +126,8 @@ class SceneFilter:
 
     def reset(self) -> None:
         """Forget the scene: it is looked at again with the next frame, and the kernels are made anew."""
-        self._refreshed_ns = self._before = self._setting = None
+        self._refreshed_ns = self._setting = None
+        self._cuts.reset()
         self._frames = 0
         self._forget()
         if self._guard is not None:
@@ -159,10 +139,10 @@ class SceneFilter:
         self._filter.close()
 
     def _forget(self) -> None:
-        if self._beside is not None:
-            self._beside.forget()
-        if self._waiting is not None and self._waiting.filter is not None:
-            self._waiting.filter.close()
+        unused = self._beside.forget() if self._beside is not None else None
+        for prepared in (unused, self._waiting):
+            if prepared is not None and prepared.filter is not None:
+                prepared.filter.close()
         self._waiting = None
 
     @property
@@ -182,9 +162,7 @@ class SceneFilter:
         return unpack(out[0], self._width, self._height)
 
     def _follow_scene(self, planes: Planes, capture_ns: int) -> None:
-        sampled = planes.y[::CUT_STRIDE, ::CUT_STRIDE]
-        before, self._before = self._before, sampled
-        cut = before is None or float(np.abs(sampled.astype(np.int16) - before).mean()) > CUT_LEVELS
+        cut = self._cuts.is_cut(planes)
         if cut and self._guard is not None:
             self._guard.reset()
         if cut and self._beside is None:
@@ -251,46 +229,6 @@ class SceneFilter:
                 self._guard.restart()
 
 
-class Beside:
-    """A filter being prepared by a thread of its own."""
-
-    def __init__(self) -> None:
-        self._thread: Thread | None = None
-        self._result: _Prepared | Exception | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self._thread is not None
-
-    def start(self, prepared: Callable[[], _Prepared]) -> None:
-        def work() -> None:
-            try:
-                self._result = prepared()
-            except Exception as error:  # told to the thread that filters: it knows what a failed filter means
-                self._result = error
-
-        self._thread = Thread(target=work, name="scene-fold", daemon=True)
-        self._thread.start()
-
-    def ready(self) -> _Prepared | None:
-        """What was prepared, once. Raises EngineError for whatever went wrong."""
-        if self._thread is None or self._thread.is_alive():
-            return None
-        self._thread.join()
-        self._thread, result, self._result = None, self._result, None
-        if isinstance(result, Exception):
-            raise EngineError("the filter cannot follow its scene", got=str(result)) from result
-        return result
-
-    def forget(self) -> None:
-        """Wait for what nobody will use."""
-        if self._thread is not None:
-            self._thread.join()
-            if isinstance(self._result, _Prepared) and self._result.filter is not None:
-                self._result.filter.close()
-        self._thread = self._result = None
-
-
 def _change(now: NDArray[np.float32], before: NDArray[np.float32]) -> float:
     """Largest change of a coefficient, relative to the root mean square of all."""
     return float(np.abs(now - before).max() / max(1e-6, float(np.sqrt(np.mean(np.square(before))))))
@@ -301,11 +239,6 @@ def thumbnail(planes: Planes, rows: int, columns: int) -> U8:
     small = planes_of(frame_of(planes), columns, rows)
     # pack() pads to ALIGN below and to the right; the network wants the picture alone.
     return np.ascontiguousarray(pack(small)[: rows // 4, : columns // 4])
-
-
-def engine_name(session: Session) -> str:
-    """How an engine is called in the ledger and on the page: "openvino int8 CPU"."""
-    return f"{session.engine} {session.precision} {session.device}".strip()
 
 
 def _prior_size(bundle: Bundle) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
 from scene_edge.codec.packet import CODEC_SMC_GOP
 from scene_edge.codec.planes import Planes, aligned, pack
 from scene_edge.codec.quality import Quality, fused_from_qp, hold_of, latent_shape, load_qualities
-from scene_edge.edge.scene import SessionOpener, engine_name
+from scene_edge.edge.prefilter import SessionOpener, engine_name
 
 Choose = Callable[[Sequence[float]], int | None]
 """What a GOP's first frame takes in bits at each quality -> the GOP's quality; None: it stays silent."""

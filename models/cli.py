@@ -17,7 +17,7 @@ class Trainable(str, Enum):
     """What can be trained."""
 
     scene_s = "scene-s"
-    scene_s_machine = "scene-s-machine"
+    scene_machine = "scene-machine"
     scene_m = "scene-m"
     scene_paper = "scene-paper"
     scene_asconv = "scene-asconv"
@@ -53,8 +53,8 @@ def train(
     settings: dict[str, Any] = {"data": data, "out": out, "max_minutes": max_minutes, "resume": resume}
     settings |= {"seed": seed, "threads": threads}
     if start is not None:
-        if not model.value.startswith(("smc-", "scene-")):
-            raise ConfigError("only SMC and SCENE start from another run", got=model.value, hint="Leave out --start.")
+        if model is Trainable.scene_machine or not model.value.startswith(("smc-", "scene-")):
+            raise ConfigError("that network starts from no other run", got=model.value, hint="Leave out --start.")
         settings["start"] = start
     record = _trainer(model)(**settings)
     if weaknesses:
@@ -66,6 +66,11 @@ def train(
 
 def _trainer(model: Trainable) -> Any:
     """The training function of a model, as `run(**settings) -> record`; imports only what it needs."""
+    if model is Trainable.scene_machine:
+        from scene_edge.models.train_where import WhereRun
+        from scene_edge.models.train_where import train as train_where
+
+        return lambda **settings: train_where(WhereRun(**settings))
     if model.value.startswith("scene-"):
         from scene_edge.models.recipes import SceneRun, load_recipe
         from scene_edge.models.train_scene import train as train_scene

@@ -238,7 +238,7 @@ def _smc_shapes(model: AnySmc, graph: str, rows: int, columns: int) -> dict[str,
 @torch.no_grad()
 def scene_export(run: Path, data: Path, cache: Path, *, name: str = "scene-s", sequences: int = 96) -> BundleExport:
     """SCENE's two graphs: the filter of each frame, and the prior that sets its coefficients."""
-    model = SceneNet(SCENE_CAMERA_SIZES[name.removesuffix("-machine")])
+    model = SceneNet(SCENE_CAMERA_SIZES[name])
     record = load_average(run, model)
     folder = build_cache(DataConfig(data), cache)
     prior, thumbs, frames, coefficients = ScenePriorGraph(model), [], [], []
@@ -288,7 +288,6 @@ EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {
     "smc-m": partial(smc_export, name="smc-m", keep=False),  # it starts from smc-s, and all bundles must stay small
     "smc-paper": partial(smc_export, name="smc-paper", sequences=8),  # its states are 30 MB a frame
     "scene-s": scene_export,
-    "scene-s-machine": partial(scene_export, name="scene-s-machine"),
     "scene-m": partial(scene_export, name="scene-m"),
 }
 """Model name -> its export."""

@@ -1,4 +1,4 @@
-"""Exports of the detector and the action networks: graphs, calibration on training pictures, parameters, model card."""
+"""Exports of the task networks and of SCENE's map: graphs, calibration on training pictures, parameters, cards."""
 
 from __future__ import annotations
 
@@ -13,24 +13,31 @@ from safetensors.numpy import save
 from torch import nn
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.codec.planes import pack
+from scene_edge.codec.planes import PACKED_CHANNELS, Planes, pack
 from scene_edge.models.action import FRAMES, ActionNet
 from scene_edge.models.action import HEIGHT as ACTION_HEIGHT
 from scene_edge.models.action import WIDTH as ACTION_WIDTH
 from scene_edge.models.action_clips import load, plain
 from scene_edge.models.detector import HEIGHT, STRIDES, WIDTH, DetectorNet
-from scene_edge.models.pictures import from_i420, letterbox
+from scene_edge.models.pictures import from_i420, letterbox, resize
 from scene_edge.models.pseudo_labels import read_index
-from scene_edge.models.registry import BundleExport, GraphExport, Sample
+from scene_edge.models.registry import LITERT_SIZES, BundleExport, GraphExport, Sample, card_of, load_average
 from scene_edge.models.teacher import CLASSES
 from scene_edge.models.train_action import CACHE
 from scene_edge.models.train_detector import LABELS, REPORT, WEIGHTS
+from scene_edge.models.where import WhereGraph, WhereNet
 
 CARD = "card.md"
 CALIBRATION = 96
 
 WINDOW_S, HOP_S = 1.5, 0.5
 """What the server feeds an action network: the last one and a half seconds, twice a second."""
+
+WHERE_WIDTH = 640
+"""Luma samples of a row of the picture that SCENE's map is made from."""
+
+USE = {"width": WHERE_WIDTH, "period_ms": 125, "low": 0.2, "high": 0.5, "fade": 0.7, "coarse": 4}
+"""How a camera uses the map (`edge/attention.py`)."""
 
 ORIGIN = (
     "The trunk (ShuffleNetV2 x0.5) started from the weights of FastestDet, Copyright (c) 2022, dog-qiuqiu, "
@@ -74,10 +81,29 @@ def action_export(name: str) -> Callable[[Path, Path, Path], BundleExport]:
     return export
 
 
+@torch.no_grad()
+def where_export(run: Path, data: Path, cache: Path) -> BundleExport:
+    """SCENE for machines: the map's one graph, and how a camera uses it. `data` and `cache` are not needed."""
+    net = WhereNet()
+    record = load_average(run, net)
+    samples: list[Sample] = [{"x": _at_width(planes)[None]} for planes in _frames(run / LABELS)]
+    rows, columns = LITERT_SIZES[0]
+    shapes: list[dict[str, tuple[int, ...]]] = [{"x": (1, rows, columns, PACKED_CHANNELS)}]
+    graph = GraphExport(WhereGraph(net).eval(), [("x", samples[0]["x"])], ["there"], samples, shapes)
+    return BundleExport("scene-machine", "scene", {"where": graph}, {"where": USE}, record, card_of(run))
+
+
+def _at_width(planes: Planes) -> np.ndarray:
+    """Packed, as a camera shows it to the map."""
+    height = round(planes.height * WHERE_WIDTH / planes.width / 2) * 2
+    return pack(resize(planes, WHERE_WIDTH, height))
+
+
 TASK_EXPORTS: dict[str, Callable[[Path, Path, Path], BundleExport]] = {
     "detector-s": detector_export,
     "action-arid": action_export("arid"),
     "action-fight": action_export("fight"),
+    "scene-machine": where_export,
 }
 
 
@@ -97,7 +123,12 @@ def _files(net: nn.Module, card: str) -> dict[str, bytes]:
 
 
 def _letterboxed(folder: Path) -> list[np.ndarray]:
-    """Packed network inputs of labelled training frames, one of each clip first."""
+    """Packed network inputs of labelled training frames."""
+    return [pack(letterbox(planes, WIDTH, HEIGHT)[0]) for planes in _frames(folder)]
+
+
+def _frames(folder: Path) -> list[Planes]:
+    """Labelled training frames, one of each clip first."""
     samples = read_index(folder)
     order = np.random.default_rng(5).permutation(len(samples))
     first: dict[str, int] = {}
@@ -106,7 +137,7 @@ def _letterboxed(folder: Path) -> list[np.ndarray]:
     pictures = []
     for index in list(first.values())[:CALIBRATION]:
         planes = from_i420(np.load(folder / samples[index].files[index % len(samples[index].files)]))
-        pictures.append(pack(letterbox(planes, WIDTH, HEIGHT)[0]))
+        pictures.append(planes)
     return pictures
 
 

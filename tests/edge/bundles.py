@@ -80,6 +80,27 @@ def scene_bundle(folder: Path, *, shift: float = 10.0) -> Bundle:
     return write_bundle(folder, _manifest("scene-tiny", "scene", graphs, parameters))
 
 
+def where_bundle(folder: Path, **use: Any) -> Bundle:
+    """Something is where the picture is bright: the map is the mean of all samples of a cell, over 255."""
+    from onnx import helper
+
+    folder.mkdir(parents=True)
+    x: Spec = ("x", UINT8, [1, "h", "w", 24])
+    there: Spec = ("there", FLOAT, [1, 1, "h4", "w4"])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
+        helper.make_node("Transpose", ["f"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("ReduceMean", ["planes"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("AveragePool", ["mean"], ["cells"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Div", ["cells", "top"], ["there"]),
+    ]
+    constants = [helper.make_tensor("top", FLOAT, [], [255.0])]
+    _save(folder / "where.fp32.onnx", "where", nodes, [x], [there], constants)
+    settings = {"width": 640, "period_ms": 125, "low": 0.3, "high": 0.6, "fade": 0.5, "coarse": 4} | use
+    graphs = {"where": _graph("where", [x], [there])}
+    return write_bundle(folder, _manifest("where-tiny", "scene", graphs, {"where": settings}))
+
+
 def smc_bundle(folder: Path) -> Bundle:
     """latent = mean of (x - lossy) over 4x4 cells of two luma channels, plus the frames since the keyframe."""
     import onnxruntime

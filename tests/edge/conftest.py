@@ -9,7 +9,7 @@ import pytest
 
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.settings import load_config
-from tests.edge.bundles import scene_bundle, smc_bundle
+from tests.edge.bundles import scene_bundle, smc_bundle, where_bundle
 
 Configure = Callable[..., CameraConfig]
 
@@ -29,6 +29,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime", reason="the tiny bundles run on ONNX Runtime")
     folder = tmp_path_factory.mktemp("zoo")
     scene_bundle(folder / "scene-tiny")
+    where_bundle(folder / "where-tiny")
     smc_bundle(folder / "smc-tiny")
     return folder
 

@@ -24,7 +24,7 @@ from tests.data import data_folder  # noqa: E402
 
 MACHINE = {"data": Path("data"), "out": Path("out")}
 
-SCENES = ("scene-s", "scene-s-machine", "scene-m", "scene-paper", "scene-asconv")
+SCENES = ("scene-s", "scene-m", "scene-paper", "scene-asconv")
 """Other sizes are for comparison: `benchmarks/scene_ablations.py` trains them."""
 
 
