@@ -29,6 +29,8 @@ COLOURS = {
     "fnet": "#98df8a",
     "smc": "#2ca02c",
     "both": "#d62728",
+    "machine": "#17becf",
+    "machine-smc": "#e377c2",
     "x264-veryfast": "#9a9a9a",
     "x265": "#ff7f0e",
     "svtav1": "#9467bd",

@@ -42,6 +42,8 @@ class System:
     """Which parts of ours run. `fusion` without `semantics` is what a server does that gets no packets."""
 
     scene: bool = False
+    weights: str = "human"
+    """Whose SCENE."""
     semantics: bool = False
     fusion: bool = False
     codec: Codec | None = None
@@ -57,9 +59,12 @@ SYSTEMS: Mapping[str, System] = MappingProxyType(
         "fnet": System(fusion=True),
         "smc": System(semantics=True, fusion=True),
         "both": System(scene=True, semantics=True, fusion=True),
+        "machine": System(scene=True, weights="machine"),
+        "machine-smc": System(scene=True, weights="machine", semantics=True, fusion=True),
         **{name: System(plain_filter=graph) for name, graph in FILTERS.items()},
         **{name: System(codec=codec) for name, codec in CODECS.items()},
         **{f"scene-{name}": System(scene=True, codec=CODECS[name]) for name in ("x265", "svtav1")},
+        **{f"machine-{name}": System(scene=True, weights="machine", codec=CODECS[name]) for name in ("x265", "svtav1")},
     }
 )
 
@@ -84,7 +89,7 @@ class Output:
     ms: dict[str, float]
 
 
-CAMERA_SYSTEMS = ("x264", "scene", "smc", "both")
+CAMERA_SYSTEMS = ("x264", "scene", "smc", "both", "machine", "machine-smc")
 """Those that differ in what the camera does, and run on it."""
 
 
@@ -118,6 +123,7 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
     parts = parts_of(system)
     overrides: dict[str, object] = {
         "scene.enabled": parts.scene,
+        "scene.weights": parts.weights,
         "semantics.enabled": parts.semantics,
         "scene.threads": 1,
         "semantics.threads": 1,
@@ -195,9 +201,9 @@ def fuse_without_semantics(units: Sequence[AccessUnit], decoder: FusionDecoder) 
     return fused
 
 
-def prefiltered(pictures: Sequence[Planes], fps: float, coding: Coding) -> list[Planes]:
-    """What SCENE makes of the pictures for a rung, as if x264 came behind it."""
-    networks = _networks("scene", coding, pictures[0].width, pictures[0].height)
+def prefiltered(system: str, pictures: Sequence[Planes], fps: float, coding: Coding) -> list[Planes]:
+    """What a system's SCENE makes of the pictures for a rung, as if x264 came behind it."""
+    networks = _networks(system, coding, pictures[0].width, pictures[0].height)
     if networks.scene is None:
         raise RunError("SCENE did not open", got=", ".join(networks.degraded))
     networks.scene.reset()
@@ -211,7 +217,7 @@ def run_system(system: str, pictures: Sequence[Planes], fps: float, coding: Codi
     if parts.plain_filter is not None:
         given = filtered(pictures, parts.plain_filter)
     elif parts.codec is not None and parts.scene:
-        given = prefiltered(pictures, fps, coding)
+        given = prefiltered("machine" if parts.weights == "machine" else "scene", pictures, fps, coding)
     if parts.codec is not None:
         clip, seen = run_codec(parts.codec, given, fps, coding)
         return Output(seen, clip.bytes | _wire(clip), clip.ms)

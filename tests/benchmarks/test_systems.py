@@ -19,6 +19,7 @@ from scene_edge.codec.errors import ConfigError
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.riders import Carrier, write_rider
+from scene_edge.edge.config import SCENE_BUNDLES
 from scene_edge.edge.wire import publish_overhead
 
 MQTT_BYTES = 2 + len("scene/1/12/camera-1/video") + 2 + 2
@@ -42,7 +43,7 @@ def test_a_system_gives_back_every_picture_and_counts_every_byte(system: str) ->
     parts = parts_of(system)
     if parts.codec is not None:
         pytest.importorskip("imageio_ffmpeg")
-    wanted = {name for name, used in (("scene-s", parts.scene), ("smc-s", parts.fusion)) if used}
+    wanted = {name for name, used in ((SCENE_BUNDLES[parts.weights], parts.scene), ("smc-s", parts.fusion)) if used}
     if not wanted <= set(shipped_bundles()):
         pytest.skip(f"this needs the bundles {', '.join(sorted(wanted))} in models/zoo")
     originals = pictures()
