@@ -18,12 +18,13 @@ from scene_edge.codec.planes import Planes
 from scene_edge.server.analytics.detections import Detections
 from scene_edge.server.analytics.seams import ActionRecogniser, Detector, Tracker
 from scene_edge.server.config import ServerConfig, public_key_of
-from scene_edge.server.engine import Engine, LocalEngine
+from scene_edge.server.engine import Engine
 from scene_edge.server.fusion import BundleShelf
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
 from scene_edge.server.leases import Leases, Tenure, new_owner
 from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factory
+from scene_edge.server.pool import LocalEngine
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Store
 from scene_edge.server.web.app import create_app
@@ -82,7 +83,7 @@ class Server:
     ) -> None:
         self.config = config
         self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
-        self.store = Store(config.database, owner=new_owner())
+        self.store = Store(config.database, owner=new_owner(), grouped=True)
         self._leases = Leases(self.store, config.ownership.shard_range, config.ownership.lease_s)
         self._tenure = Tenure(self._leases, self._enter_office, self._leave_office)
         self._in_office = threading.Event()

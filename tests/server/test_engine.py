@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from scene_edge.codec.errors import StoreError
-from scene_edge.server.engine import Engine, InlineEngine, LocalEngine
+from scene_edge.server.engine import Engine, InlineEngine
+from scene_edge.server.pool import LocalEngine
 from scene_edge.server.state import CameraState
 from scene_edge.server.worker import Inbound
 
@@ -22,6 +23,10 @@ class Recorder:
     def __init__(self, camera: str, log: dict[str, list[bytes]], gate: threading.Event) -> None:
         self.camera, self.state, self._log, self._gate = camera, CameraState(camera), log, gate
         self.closed = False
+        self.wake: Callable[[], None] = lambda: None
+
+    def settle(self) -> bool:
+        return True
 
     def handle(self, message: Inbound) -> None:
         if message.payload == b"bad":
@@ -123,7 +128,7 @@ def test_a_worker_that_fails_on_a_message_goes_on_with_the_next() -> None:
 
 
 def test_a_worker_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scene_edge.server.engine.START_RETRY_S", 0.01)
+    monkeypatch.setattr("scene_edge.server.pool.RETRY_S", 0.01)
     log: dict[str, list[bytes]] = defaultdict(list)
     tries: list[str] = []
 
