@@ -42,7 +42,7 @@ class Worker(Protocol):
 
 
 WorkerFactory = Callable[[str, threading.Event], Worker]
-"""(camera, stop) -> its worker; called by the thread that will run it first, and again if it raises a SceneEdgeError."""
+"""(camera, stop) -> its worker; called by the thread that runs it first, and again if it raises a SceneEdgeError."""
 
 
 class Engine(Protocol):

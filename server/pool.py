@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -62,12 +63,20 @@ class _Lane:
 
 
 class LocalEngine:
-    """See the module. `threads` of them work at once, besides those that are long in one call."""
+    """See the module. `threads` of them work at once, besides those that are long in one call. `taken` hears of each
+    message that was handled."""
 
     def __init__(
-        self, factory: WorkerFactory, *, max_cameras: int = 256, queue_messages: int = 512, threads: int | None = None
+        self,
+        factory: WorkerFactory,
+        *,
+        max_cameras: int = 256,
+        queue_messages: int = 512,
+        threads: int | None = None,
+        taken: Callable[[str], None] = lambda _camera: None,
     ) -> None:
         self._factory, self._max_cameras, self._queue_messages = factory, max_cameras, queue_messages
+        self._taken = taken
         self._threads = threads or len(os.sched_getaffinity(0)) + 2
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -250,6 +259,7 @@ class LocalEngine:
             worker.handle(message)
         except Exception as error:  # the camera's stream goes on, whatever one message did
             self._failed(lane, worker, error)
+        self._taken(lane.camera)
 
     @staticmethod
     def _failed(lane: _Lane, worker: Worker, error: Exception) -> None:

@@ -3,8 +3,8 @@ acknowledges.
 
 It owns no thread and never waits for the other stream: whoever runs it calls `handle` for each message, and `tick` by
 `next_wakeup_s` when none comes. Nothing is acknowledged before it is committed. While a commit is under way `settle`
-says so: a message that is given to `handle` all the same waits for it. While the database fails, commits are tried again
-and the camera's queue fills up behind them.
+says so: a message that is given to `handle` all the same waits for it. While the database fails, commits are tried
+again, and the camera's queue fills up behind them.
 
 The session that the camera's birth names is the one that runs: the page shows it. Any other is an earlier one, of
 which the camera's spool held records when the camera was restarted: it is worked on beside the first, by a joiner,
