@@ -1,8 +1,8 @@
 """LocalEngine: a few threads take cameras that have something to do from one queue, whichever comes first.
 
 A camera is in one pair of hands at a time, so its messages keep their order. A thread that is long in one call (a
-network, a database that is locked) does not count: another is started in its place, and goes when it is needed no
-more. So a thousand cameras need a handful of threads, and one that hangs still holds back no other.
+network, a database that is locked) does not count: another is started in its place, and whichever is one too many then
+ends. So a thousand cameras need a handful of threads, and one that hangs still holds back no other.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from scene_edge.server.worker import Inbound
 BURST = 16
 """Messages of one camera before the next one has its turn."""
 
-PATIENCE_S = 0.005
+DOZE_S = 0.002
+"""A thread that has nothing to do looks again after so long, before it rests until it is called: calling costs more."""
+
+PATIENCE_S = 0.02
 """A camera waits so long for the thread that is at work before another helps: waking one costs more than most turns."""
 
-LONG_S = 0.05
+LONG_S = 0.1
 """A thread that is in one call for longer is not counted as one that will be free."""
-
-SPARE_S = 10.0
-"""A thread beyond the usual number that has had nothing to do for so long ends."""
 
 RETRY_S = 1.0
 """After an error of a worker, or where it does not start."""
@@ -80,7 +80,6 @@ class LocalEngine:
         self._threads = threads or len(os.sched_getaffinity(0)) + 2
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
         self._rest = threading.Condition(self._lock)
         self._alarm = threading.Condition(self._lock)
         self._lanes: dict[str, _Lane] = {}
@@ -89,7 +88,8 @@ class LocalEngine:
         self._number = count()
         self._busy_since_s: dict[threading.Thread, float] = {}
         self._members: set[threading.Thread] = set()
-        self._spare = 0
+        self._resting: list[threading.Event] = []
+        self._dozing = 0
         self._watching = False
         self._keeper = threading.Thread(target=self._keep_time, name="engine-time", daemon=True)
         self._keeper.start()
@@ -122,7 +122,8 @@ class LocalEngine:
     def close(self) -> None:
         self._stop.set()
         with self._lock:
-            self._work.notify_all()
+            while self._resting:
+                self._resting.pop().set()
             self._alarm.notify_all()
             members = list(self._members)
         self._keeper.join()
@@ -143,7 +144,9 @@ class LocalEngine:
             lane.state = QUEUED
             self._ready.append(lane)
             lane.called_s = time.monotonic()
-            if not self._busy_since_s and len(self._ready) == 1:
+            if self._dozing >= len(self._ready):
+                return
+            if not self._busy_since_s and not self._dozing and len(self._ready) == 1:
                 self._help()
             elif not self._watching:
                 self._watching = True
@@ -151,8 +154,8 @@ class LocalEngine:
 
     def _help(self) -> None:
         """Another thread has work to do."""
-        if self._spare:
-            self._work.notify()
+        if self._resting:
+            self._resting.pop().set()
         else:
             self._hire()
 
@@ -189,14 +192,14 @@ class LocalEngine:
                         self._call(lane)
                 self._watching = bool(self._ready)
                 waited = self._watching and now_s - self._ready[0].called_s >= PATIENCE_S
-                if waited and self._quick(now_s) < self._threads:
+                if waited and len(self._members) - len(self._resting) - self._long(now_s) < self._threads:
                     self._help()
                 wait_s = self._due[0][0] - now_s if self._due else None
                 self._alarm.wait(PATIENCE_S if self._watching else wait_s)
 
-    def _quick(self, now_s: float) -> int:
-        """Threads that will soon be done with what they do."""
-        return sum(now_s - since_s < LONG_S for since_s in self._busy_since_s.values())
+    def _long(self, now_s: float) -> int:
+        """Threads that nobody knows when they will be done."""
+        return sum(now_s - since_s >= LONG_S for since_s in self._busy_since_s.values())
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -207,20 +210,32 @@ class LocalEngine:
                 self._put_down(lane, due_s)
 
     def _next(self, me: threading.Thread) -> _Lane | None:
+        called = threading.Event()
         with self._lock:
-            while not self._stop.is_set():
+            while not self._stop.is_set() and len(self._members) - self._long(time.monotonic()) <= self._threads:
                 if self._ready:
                     lane = self._ready.popleft()
                     lane.state, lane.again = RUNNING, False
                     self._busy_since_s[me] = time.monotonic()
                     return lane
-                self._spare += 1
-                called = self._work.wait(SPARE_S)
-                self._spare -= 1
-                if not called and not self._ready and len(self._members) > self._threads:
-                    break
+                self._rest_until(called)
             self._members.discard(me)
             return None
+
+    def _rest_until(self, called: threading.Event) -> None:
+        """Gives the lock away meanwhile."""
+        self._dozing += 1
+        self._lock.release()
+        time.sleep(DOZE_S)
+        self._lock.acquire()
+        self._dozing -= 1
+        if self._ready or self._stop.is_set():
+            return
+        called.clear()
+        self._resting.append(called)
+        self._lock.release()
+        called.wait()
+        self._lock.acquire()
 
     def _put_down(self, lane: _Lane, due_s: float | None) -> None:
         worker = lane.worker

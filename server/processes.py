@@ -303,10 +303,13 @@ class _Member:
 
     def _watch(self) -> None:
         while not self._enough.wait(SILENT_S / 10):
-            if time.monotonic() > self._heard_s + SILENT_S and self._process.poll() is None:
-                log.error("worker process is silent and is killed", pid=self._process.pid)
-                with contextlib.suppress(OSError):
-                    self._process.kill()
+            self.kill_if_silent(SILENT_S)
+
+    def kill_if_silent(self, silent_s: float) -> None:
+        """A process that stands still holds up its cameras, and, in the middle of a commit, everybody."""
+        if time.monotonic() > self._heard_s + silent_s and self._process.poll() is None:
+            log.error("worker process is silent and is killed", pid=self._process.pid)
+            self._process.kill()
 
 
 def _degraded(view: Mapping[str, Any], why: str) -> dict[str, Any]:
