@@ -14,9 +14,7 @@ import typer
 import yaml
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.server.config import load_config, parse_listen, shown
-
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+from scene_edge.server.config import LEVELS, load_config, parse_listen, shown
 
 
 def serve(

@@ -6,11 +6,12 @@ name the file and line, or the variable.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -24,6 +25,9 @@ ENV_PREFIX = "SCENE_EDGE_SERVER_"
 
 MAX_PIXELS = 4096 * 2304
 """As large as pictures are that most people send; `limits.max_pixels` is for the others."""
+
+MAX_PROCESSES = 256
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class _Section(BaseModel):
@@ -144,6 +148,26 @@ class OwnershipConfig(_Section):
         return range(first, last + 1)
 
 
+class EngineConfig(_Section):
+    """How the cameras' work is spread. Networks fill the cores from one process; what one process of Python does not
+    bear is many hundreds of cameras."""
+
+    processes: int | Literal["auto"] = Field(
+        1, description="1: all in the server's own process; more: so many worker processes; auto: one a core"
+    )
+
+    @field_validator("processes")
+    @classmethod
+    def _is_count(cls, processes: int | str) -> int | str:
+        if isinstance(processes, int) and not 1 <= processes <= MAX_PROCESSES:
+            raise ValueError(f"worker processes are 1 to {MAX_PROCESSES}, or auto")
+        return processes
+
+    @property
+    def count(self) -> int:
+        return len(os.sched_getaffinity(0)) if self.processes == "auto" else self.processes
+
+
 class LimitsConfig(_Section):
     max_cameras: int = Field(256, ge=1, le=100_000)
     queue_messages: int = Field(512, ge=8, le=100_000, description="messages waiting per camera")
@@ -168,6 +192,7 @@ class ServerConfig(_Section):
     fusion: FusionConfig = FusionConfig()
     analytics: AnalyticsConfig = AnalyticsConfig()
     ownership: OwnershipConfig = OwnershipConfig()
+    engine: EngineConfig = EngineConfig()
     limits: LimitsConfig = LimitsConfig()
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

@@ -13,47 +13,26 @@ from typing import Any
 import structlog
 import uvicorn
 
-from scene_edge.codec.errors import ConfigError, SceneEdgeError, StoreError, TransportError
-from scene_edge.codec.planes import Planes
-from scene_edge.server.analytics.detections import Detections
-from scene_edge.server.analytics.seams import ActionRecogniser, Detector, Tracker
-from scene_edge.server.config import ServerConfig, public_key_of
-from scene_edge.server.engine import Engine, LocalEngine
-from scene_edge.server.fusion import BundleShelf
+from scene_edge.codec.errors import ConfigError, StoreError, TransportError
+from scene_edge.server.analytics.seams import ActionRecogniser, Detector
+from scene_edge.server.child import Setup
+from scene_edge.server.config import LEVELS, ServerConfig
+from scene_edge.server.engine import Engine
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
 from scene_edge.server.leases import Leases, Tenure, new_owner
-from scene_edge.server.pictures import Analytics, PicturePipeline, fusion_factory
-from scene_edge.server.state import CameraState
+from scene_edge.server.pool import LocalEngine
+from scene_edge.server.processes import ProcessEngine
 from scene_edge.server.store import Store
 from scene_edge.server.web.app import create_app
-from scene_edge.server.worker import CameraWorker, PicturesFactory
+from scene_edge.server.worker import PicturesFactory
+from scene_edge.server.workshop import Workshop, WorkshopPlan
 
 PING_EVERY_S = 5.0
 PRUNE_EVERY_S = 3600.0
 WEB_START_S = 20.0
 
 log = structlog.get_logger(__name__)
-
-
-class SharedDetector:
-    """One detector for all cameras: one picture at a time, since its network fills the cores anyway."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-        self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        return self._detector.name
-
-    def detect(self, planes: Planes) -> Detections:
-        with self._lock:
-            return self._detector.detect(planes)
-
-    def close(self) -> None:
-        with self._lock:
-            self._detector.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +48,7 @@ class Server:
 
     `start` returns once the page answers; the broker may come later (see `wait_connected`). `stop` commits what is
     finished. `detector` and `recognisers` replace what the configuration names, `pictures` all of the work on pictures
-    (benchmarks, tests).
+    (benchmarks, tests); with worker processes there is `pictures` alone, and it has to be picklable.
     """
 
     def __init__(
@@ -81,20 +60,31 @@ class Server:
         pictures: PicturesFactory | None = None,
     ) -> None:
         self.config = config
-        self.hub = Hub(silent_after_s=config.limits.silent_after_s, history_s=config.web.history_s)
-        self.store = Store(config.database, owner=new_owner())
+        web = config.web
+        self.hub = Hub(
+            silent_after_s=config.limits.silent_after_s, history_s=web.history_s, jpeg_quality=web.jpeg_quality
+        )
+        self.store = Store(config.database, owner=new_owner(), grouped=True)
         self._leases = Leases(self.store, config.ownership.shard_range, config.ownership.lease_s)
         self._tenure = Tenure(self._leases, self._enter_office, self._leave_office)
         self._in_office = threading.Event()
         self._store_answer = "ok"  # it was opened just now
-        self._missing: dict[str, str] = {}
-        self._public_key = public_key_of(config)
-        opened = detector or self._open_detector()
-        self._detector = SharedDetector(opened) if opened is not None else None
-        if self._detector is not None:
-            self._open_tracker()  # its imports take seconds: now, not while the first camera's frames wait
-        self._recognisers, self._pictures = recognisers, pictures
-        self._shelf = BundleShelf(config.fusion.bundles, public_key=self._public_key)
+        self._pictures = pictures
+        self._workshop: Workshop | None = None
+        if config.engine.count == 1:
+            made = Workshop(
+                config,
+                self.store,
+                self.hub,
+                self._publish,
+                detector=detector,
+                recognisers=recognisers,
+                pictures=pictures,
+            )
+            self._workshop = made
+        elif detector is not None or recognisers is not None:
+            what = "networks of the caller's own run in the server's own process"
+            raise ConfigError(what, got=f"engine.processes: {config.engine.processes}", allowed="engine.processes: 1")
         self.hub.role = "standby"
         self.hub.answer_for("broker", self._broker_answer)
         self.hub.answer_for("store", lambda: self._store_answer)
@@ -157,13 +147,14 @@ class Server:
         office = self._tenure.current
         if office is not None:
             office.engine.close()  # first, so that the last acknowledgements still go out
+            self.hub.elsewhere = None
             office.ingest.stop()
             self._leases.release()
         if self._web is not None and self._web_thread is not None:
             self._web.should_exit = True
             self._web_thread.join(timeout=10)
-        if self._detector is not None:
-            self._detector.close()
+        if self._workshop is not None:
+            self._workshop.close()
         self.store.close()
 
     # Ownership
@@ -184,7 +175,7 @@ class Server:
         """The one client id of all servers is the broker's fence: whoever connects under it gets what waits there, and
         ends the connection of the one before."""
         limits = self.config.limits
-        engine = LocalEngine(self._make_worker, max_cameras=limits.max_cameras, queue_messages=limits.queue_messages)
+        engine = self._make_engine()
         ingest = Ingest(self.config.broker, engine, limits, self.hub, self.config.ownership.shard_range)
         return _Office(engine, ingest)
 
@@ -192,6 +183,24 @@ class Server:
         self._in_office.clear()
         office.ingest.stop()
         office.engine.close()
+        self.hub.elsewhere = None
+
+    def _make_engine(self) -> Engine:
+        limits, web = self.config.limits, self.config.web
+        if self._workshop is not None:
+            make = self._workshop.make_worker
+            return LocalEngine(make, max_cameras=limits.max_cameras, queue_messages=limits.queue_messages)
+        setup = Setup(
+            WorkshopPlan(self.config, self.store.owner, self._pictures),
+            limits.max_cameras,
+            limits.queue_messages,
+            limits.silent_after_s,
+            web.history_s,
+            web.jpeg_quality,
+            LEVELS[self.config.log_level],
+        )
+        engine = self.hub.elsewhere = ProcessEngine(setup, self._publish, self.config.engine.count)
+        return engine
 
     def _broker_answer(self) -> str:
         return "ok" if self._tenure.current is None or self.connected else "not connected"
@@ -201,68 +210,6 @@ class Server:
         office = self._tenure.current
         if office is not None:
             office.ingest.publish(topic, payload, qos)
-
-    # Workers
-
-    def _make_worker(self, camera: str, stop: threading.Event) -> CameraWorker:
-        state = self.hub.state(camera)
-        for part, reason in self._missing.items():
-            state.degrade(part, reason)
-        fusion = fusion_factory(self._shelf, self.config.fusion) if self.config.fusion.enabled else None
-
-        def pictures(shown: CameraState) -> PicturePipeline:
-            most = self.config.limits.max_pixels
-            return PicturePipeline(shown, self._analytics(shown), fusion, max_pixels=most)
-
-        return CameraWorker(camera, self.config, self.store, state, self._pictures or pictures, self._publish, stop)
-
-    def _analytics(self, state: CameraState) -> Analytics:
-        settings = self.config.analytics
-        tracker = self._open_tracker() if self._detector is not None else None
-        recognisers = self._recognisers() if self._recognisers is not None else self._open_recognisers(state)
-        return Analytics(
-            self._detector,
-            tracker,
-            recognisers,
-            settings.detect_fps,
-            settings.action_score,
-            settings.max_lag_ms / 1000,
-        )
-
-    def _open_detector(self) -> Detector | None:
-        """A path that the user gave must open; the shipped bundle may be absent, which is shown, not hidden."""
-        from scene_edge.server.analytics.detector import open_detector
-
-        settings = self.config.analytics
-        if settings.detector == "off":
-            return None
-        try:
-            return open_detector(settings.detector, threads=settings.threads, public_key=self._public_key)
-        except SceneEdgeError as error:
-            if "detector" in settings.model_fields_set:
-                raise
-            log.error("no detection", error=str(error))
-            self._missing["detector"] = f"no detection: {error}"
-            return None
-
-    def _open_tracker(self) -> Tracker:
-        from scene_edge.server.analytics.tracker import ByteTracker
-
-        score = self.config.analytics.detector_score
-        return ByteTracker(self.config.analytics.detect_fps, strong=score, activate=score)
-
-    def _open_recognisers(self, state: CameraState) -> list[ActionRecogniser]:
-        from scene_edge.server.analytics.action import open_recogniser
-
-        opened: list[ActionRecogniser] = []
-        for name in self.config.analytics.actions:
-            try:
-                threads = self.config.analytics.threads
-                opened.append(open_recogniser(name, threads=threads, public_key=self._public_key))
-            except SceneEdgeError as error:
-                log.error("no action recognition", bundle=name, error=str(error))
-                state.degrade(f"action {name}", f"no action recognition by {name}: {error}")
-        return opened
 
     # Upkeep
 

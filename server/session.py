@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from scene_edge.codec.errors import PacketError
@@ -23,6 +24,7 @@ from scene_edge.server.pictures import Outcome, PicturePipeline
 from scene_edge.server.results import ack_json, action_json, missing_json, tracks_json
 from scene_edge.server.state import CameraState
 from scene_edge.server.store import Batch
+from scene_edge.server.writing import Writing
 
 REACK_EVERY_S = 0.2
 ASK_EVERY_S = 3.0
@@ -31,8 +33,18 @@ ASK_EVERY_S = 3.0
 Publish = Callable[[str, bytes, int], None]
 """(topic, payload, QoS): must not block."""
 
-Commit = Callable[[Batch], int | None]
-"""Write a batch, however long it takes: the time of the commit in ns. None: it will never be written by us."""
+Write = Callable[[Batch], Writing]
+"""Hand a batch over to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """What is on its way into the store, and what to do with it then."""
+
+    writing: Writing
+    outcomes: list[Outcome]
+    last_seq: int
+    began_s: float
 
 
 class SessionWorker:
@@ -46,7 +58,7 @@ class SessionWorker:
         state: CameraState,
         pictures: PicturePipeline,
         publish: Publish,
-        commit: Commit,
+        write: Write,
         *,
         epoch: int,
         resumed: int | None,
@@ -56,7 +68,7 @@ class SessionWorker:
         self.session_id, self.name = session_id, session_hex(session_id)
         self.state, self.pictures = state, pictures
         self.birth: Mapping[str, Any] = {}
-        self._topics, self._limits, self._publish, self._commit_batch = topics, config.limits, publish, commit
+        self._topics, self._limits, self._publish, self._write = topics, config.limits, publish, write
         self._epoch, self._clock = epoch, clock
         join = config.join
         self.joiner = Joiner(
@@ -69,6 +81,7 @@ class SessionWorker:
         )
         self._assembler = VideoAssembler()
         self._results: list[Outcome] = []
+        self._handed: _Handed | None = None
         self._results_since_s = 0.0
         self._committed_s = -1e9
         self._missing = 0
@@ -120,7 +133,9 @@ class SessionWorker:
     # What leaves
 
     def next_wakeup_s(self) -> float | None:
-        """When `advance` is due if no message comes; None: not before the next message."""
+        """When `advance` is due if nothing comes, no message and no word of the store; None: not before."""
+        if self._handed is not None:
+            return self._handed.writing.retry_at_s
         due = [self.joiner.next_deadline_s(), self._reack_at_s]
         if self._asked and self.joiner.missing() is not None:
             due.append(self._asked[1] + ASK_EVERY_S)
@@ -132,12 +147,13 @@ class SessionWorker:
     @property
     def idle(self) -> bool:
         """Everything that came is committed."""
-        return not (self.joiner.waiting or self._results or self._missing)
+        return not (self.joiner.waiting or self._results or self._missing or self._handed)
 
     def advance(self, now_s: float) -> None:
         """Let deadlines pass, commit what is due."""
+        self.settle()
         self._drain(now_s)
-        if (self._results or self._missing) and now_s >= self._commit_due_s:
+        if self._handed is None and (self._results or self._missing) and now_s >= self._commit_due_s:
             self.commit()
         if self._reack_at_s is not None and now_s >= self._reack_at_s:
             self._reack_at_s = None
@@ -151,35 +167,47 @@ class SessionWorker:
         return max(self._results_since_s, self._committed_s + self._limits.commit_ms / 1000)
 
     def finish(self) -> None:
-        """No semantics come any more: commit what waits for nothing else. What is left is behind frames that the
-        camera may still have."""
+        """No semantics come any more: commit what waits for nothing else, and wait until it is written. What is left
+        is behind frames that the camera may still have."""
         self._drain(self._clock.now_s(), hurry=True)
         self.commit()
+        self.settle(wait=True)
 
     def step_back(self, state: CameraState, pictures: PicturePipeline) -> None:
         """Another session runs now: from here on it reports to another state, and has a decoder of its own."""
         self.state, self.pictures = state, pictures
 
     def commit(self) -> None:
-        """Write, then acknowledge, then report. Blocks while the database fails."""
-        if self._processed_seq is None or not (self._results or self._missing):
+        """Hand over what is finished. One batch is under way at a time: what was handed over before is awaited."""
+        if not self.settle(wait=True) or self._processed_seq is None or not (self._results or self._missing):
             return
         results = [outcome.result for outcome in self._results]
         batch = Batch(self.name, self._processed_seq, results, self._missing, self.birth)
-        started_s = time.perf_counter()
-        committed_ns = self._commit_batch(batch)
+        began_s = time.perf_counter()
+        self._handed = _Handed(self._write(batch), self._results, self._processed_seq, began_s)
+        self._results, self._missing = [], 0
+        self.settle()
+
+    def settle(self, *, wait: bool = False) -> bool:
+        """Acknowledge, then report, what was handed over and is written now (`wait`: wait for that, also while the
+        store fails). False: it is not."""
+        handed = self._handed
+        if handed is None:
+            return True
+        committed_ns = handed.writing.wait() if wait else handed.writing.poll()
         if committed_ns is None:
-            return
-        self.state.took("commit", (time.perf_counter() - started_s) * 1000)
+            return False
+        self._handed, outcomes = None, handed.outcomes
+        self.state.took("commit", (time.perf_counter() - handed.began_s) * 1000)
         self._committed_s = self._clock.now_s()
-        outcomes, self._results, self._missing = self._results, [], 0
         latencies = [
             (committed_ns - outcome.result.captured_ns) / 1e6 for outcome in outcomes if outcome.unit.utc_known
         ]
         self.state.committed(latencies, len(outcomes))
-        self._acked_seq = self._processed_seq
+        self._acked_seq = handed.last_seq
         self._ack()
         self._report(outcomes)
+        return True
 
     def _drain(self, now_s: float, *, hurry: bool = False) -> None:
         released = self.joiner.release(now_s, hurry=hurry)

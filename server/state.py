@@ -41,6 +41,19 @@ class Snapshot:
     fused: Planes | None
     tracks: tuple[Track, ...]
 
+    def told(self) -> dict[str, Any]:
+        """What the page is told of it, besides the picture itself."""
+        return {
+            "seq": self.seq,
+            "width": self.lossy.width,
+            "height": self.lossy.height,
+            "fused": self.fused is not None,
+            "tracks": [
+                {"id": track.track_id, "label": track.label, "box": [round(value, 1) for value in track.box]}
+                for track in self.tracks
+            ],
+        }
+
 
 class CameraState:
     """Counters, last values and the current picture of one camera. Every method may be called from any thread.
@@ -196,6 +209,16 @@ class CameraState:
         """A point a second: time, kbit/s of each stream, percentiles of the latency; oldest first."""
         with self._lock:
             return self._history.points()
+
+    def annotate(self, view: dict[str, Any]) -> None:
+        """Add to a worker process' view what was noted here, before messages reached it."""
+        with self._lock:
+            view["degraded"] += [f"server: {why}" for why in self._degraded.values()]
+            dropped = view["server"]["dropped"]
+            for reason, count in self._dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+            if self._degraded and view["status"] == "online":
+                view["status"] = "degraded"
 
     def view(self) -> dict[str, Any]:
         """All of it as JSON for /api/cameras."""

@@ -21,7 +21,7 @@ from scene_edge.codec.errors import ConfigError, StoreError
 from scene_edge.codec.topics import shard_of
 from scene_edge.server.analytics.seams import Action, Track
 from scene_edge.server.clock import SYSTEM, Clock
-from scene_edge.server.group import GroupCommit
+from scene_edge.server.group import GroupCommit, Ticket
 
 BUSY_TIMEOUT_S = 10
 NO_BIRTH = "{}"
@@ -140,7 +140,8 @@ class FencedError(StoreError):
 class Store:
     """The results of all cameras. Safe to use from several threads; every method raises StoreError where it fails.
 
-    `owner` names this process where several share the database.
+    `owner` names this process where several share the database. With `grouped` a thread of its own writes for all who
+    `begin` a commit, and they share transactions; without, each is written at once, where it is begun.
 
     >>> store = Store("sqlite://")
     >>> epoch = store.claim("gate")
@@ -150,7 +151,7 @@ class Store:
     0
     """
 
-    def __init__(self, url: str, clock: Clock = SYSTEM, *, owner: str = "") -> None:
+    def __init__(self, url: str, clock: Clock = SYSTEM, *, owner: str = "", grouped: bool = False) -> None:
         self._clock, self.owner = clock, owner
         try:
             memory = sa.engine.make_url(url).database in (None, "", ":memory:") and url.startswith("sqlite")
@@ -176,7 +177,7 @@ class Store:
             raise StoreError("cannot create the tables", got=_reason(error)) from error
         self._dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._upsert_sessions = _upsert(self._dialect)
-        self._group = GroupCommit(self._commit_all)
+        self._group = GroupCommit(self._commit_all) if grouped else None
 
     def claim(self, camera: str) -> int:
         """Become the owner of a camera: the new epoch, higher than every one before. FencedError where another process
@@ -203,11 +204,23 @@ class Store:
             return found
 
     def commit(self, camera: str, epoch: int, batch: Batch) -> int:
-        """Write a batch durably, all or nothing; the time of the commit in ns. FencedError for an older epoch.
+        """Write a batch durably, all or nothing; the time of the commit in ns. FencedError for an older epoch."""
+        (answer,) = self._commit_all([_Request(camera, epoch, batch)])
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
 
-        Batches of several threads share a transaction (group.py): one that is fenced does not touch the others.
-        """
-        return self._group.commit(_Request(camera, epoch, batch))
+    def begin(self, camera: str, epoch: int, batch: Batch, told: Callable[[], None] | None = None) -> Ticket:
+        """The same, without waiting for it where commits are grouped: one that is fenced does not touch the others.
+        `told` is called, by any thread, when the ticket has its answer."""
+        if self._group is not None:
+            return self._group.submit(_Request(camera, epoch, batch), told)
+        ticket = Ticket(told)
+        try:
+            ticket.give(self.commit(camera, epoch, batch))
+        except StoreError as error:
+            ticket.give(error)
+        return ticket
 
     def _commit_all(self, requests: Sequence[_Request]) -> list[int | StoreError]:
         with self.transaction("commit results") as connection:
@@ -258,6 +271,9 @@ class Store:
             return connection.execute(frames.delete().where(frames.c.committed_ns < older_than_ns)).rowcount
 
     def close(self) -> None:
+        """What was begun is written first."""
+        if self._group is not None:
+            self._group.close()
         self._engine.dispose()
 
     def _insert_once(self, table: sa.Table) -> Any:

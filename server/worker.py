@@ -2,8 +2,9 @@
 acknowledges.
 
 It owns no thread and never waits for the other stream: whoever runs it calls `handle` for each message, and `tick` by
-`next_wakeup_s` when none comes. Nothing is acknowledged before it is committed; while the database fails, commits are
-tried again and the camera's queue fills up behind them.
+`next_wakeup_s` when none comes. Nothing is acknowledged before it is committed. While a commit is under way `settle`
+says so: a message that is given to `handle` all the same waits for it. While the database fails, commits are tried
+again, and the camera's queue fills up behind them.
 
 The session that the camera's birth names is the one that runs: the page shows it. Any other is an earlier one, of
 which the camera's spool held records when the camera was restarted: it is worked on beside the first, by a joiner,
@@ -32,10 +33,12 @@ from scene_edge.codec.topics import Topics
 from scene_edge.codec.videomessage import VideoMessage
 from scene_edge.server.clock import SYSTEM, Clock
 from scene_edge.server.config import ServerConfig
+from scene_edge.server.group import Ticket
 from scene_edge.server.pictures import PicturePipeline
 from scene_edge.server.session import Publish, SessionWorker
 from scene_edge.server.state import CameraState, EarlierState
 from scene_edge.server.store import Batch, FencedError, Store
+from scene_edge.server.writing import Writing
 
 MAX_JSON_BYTES = 65_536
 HEX_DIGEST = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?")
@@ -46,8 +49,6 @@ EARLIER_IDLE_S = 10.0
 
 UNBORN_GAP_S = 60.0
 """For so long at least a gap is awaited of a camera whose birth has not come yet."""
-
-RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
 
 PicturesFactory = Callable[[CameraState], PicturePipeline]
 """Pictures that report to a state: one for the session that runs, one for each earlier one that is open."""
@@ -88,11 +89,14 @@ class CameraWorker:
         self._earlier: OrderedDict[int, SessionWorker] = OrderedDict()
         self._birth: dict[str, Any] = {}
         self._fenced = False
+        self.wake: Callable[[], None] = lambda: None
+        """Called, by any thread, when `settle` is worth a try."""
 
     # What arrives
 
     def handle(self, message: Inbound) -> None:
         """Take one message; bad ones are counted under their reason and otherwise ignored."""
+        self._settle(wait=True)
         if self._fenced:
             return
         self._count_wire(message)
@@ -115,8 +119,14 @@ class CameraWorker:
         if not self._fenced:
             self._advance(now_s)
 
+    def settle(self) -> bool:
+        """Acknowledge what is committed by now. False: a commit is under way, and `handle` would wait for it."""
+        return self._settle()
+
     def next_wakeup_s(self) -> float | None:
-        """When `tick` is due if no message comes; None: not before the next message."""
+        """When `tick` is due if nothing comes, no message and no `wake`; None: not before."""
+        if self._fenced:
+            return None
         due = [session.next_wakeup_s() for session in self._sessions]
         due += [session.heard_s + EARLIER_IDLE_S for session in self._earlier.values() if session.idle]
         times = [time_s for time_s in due if time_s is not None]
@@ -125,13 +135,15 @@ class CameraWorker:
     @property
     def idle(self) -> bool:
         """Everything that came is committed."""
-        return all(session.idle for session in self._sessions)
+        return self._fenced or all(session.idle for session in self._sessions)
 
     def close(self) -> None:
         """Commit what is finished. Frames that still wait are not acknowledged: the camera sends them again."""
         for session in self._sessions:
             if not self._fenced:
                 session.commit()
+        self._settle(wait=True)
+        for session in self._sessions:
             session.pictures.close()
         if self._live is None:
             self._pictures.close()
@@ -282,7 +294,7 @@ class CameraWorker:
             state,
             self._pictures if runs else self._make_pictures(state),
             self._publish,
-            self._commit_until_done,
+            self._write,
             epoch=self._epoch,
             resumed=resumed,
             # Of an earlier session nobody says it: most likely the camera did then what it does now.
@@ -320,6 +332,7 @@ class CameraWorker:
         """Close an earlier session. What is not committed is not acknowledged, and comes again."""
         session = self._earlier.pop(session_id)
         session.commit()
+        session.settle(wait=True)
         session.pictures.close()
 
     # What leaves
@@ -331,24 +344,26 @@ class CameraWorker:
             if session.idle and now_s >= session.heard_s + EARLIER_IDLE_S:
                 self._leave(session.session_id)
 
-    def _commit_until_done(self, batch: Batch) -> int | None:
-        """Gives up only to a newer owner, or at the server's end."""
-        delay_s = RETRY_FIRST_S
-        while not self._fenced:
-            try:
-                committed_ns = self._store.commit(self.camera, self._epoch, batch)
+    def _settle(self, *, wait: bool = False) -> bool:
+        settled = [session.settle(wait=wait) for session in self._sessions]  # each is asked
+        return self._fenced or all(settled)
+
+    def _write(self, batch: Batch) -> Writing:
+        def begin() -> Ticket:
+            return self._store.begin(self.camera, self._epoch, batch, self.wake)
+
+        def heard(error: StoreError | None) -> bool:
+            if error is None:
                 self.state.degrade("store", None)
-                return committed_ns
-            except FencedError as error:
-                log.error("another owner has taken over", camera=self.camera, error=str(error))
-                self._fenced = True
-                self.state.dropped("fenced", len(batch.frames))
-                self.state.degrade("owner", str(error))
-                return None
-            except StoreError as error:
+                return False
+            if not isinstance(error, FencedError):
                 log.error("commit failed, trying again", camera=self.camera, error=str(error))
                 self.state.degrade("store", str(error))
-                if self._stop.wait(delay_s):
-                    return None
-                delay_s = min(delay_s * 2, RETRY_LAST_S)
-        return None
+                return True
+            log.error("another owner has taken over", camera=self.camera, error=str(error))
+            self._fenced = True
+            self.state.dropped("fenced", len(batch.frames))
+            self.state.degrade("owner", str(error))
+            return False
+
+        return Writing(begin, heard, self._stop, self._clock)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 from scene_edge.server.config import WebConfig
 from scene_edge.server.hub import Hub
-from scene_edge.server.state import Snapshot
-from scene_edge.server.web.jpeg import encode_jpeg
 from scene_edge.server.web.metrics import render
 
 POLL_S = 0.1
 LIST_EVERY_S = 1.0
-CACHED_PICTURES = 64
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:;"
@@ -38,7 +34,6 @@ def create_app(hub: Hub, config: WebConfig) -> FastAPI:
     """The application. The page's files are read from the package."""
     static = Path(str(package_files("scene_edge.server.web"))) / "static"
     app = FastAPI(title="scene-edge", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
-    pictures = _PictureCache(config.jpeg_quality)
     listeners = _Listeners(config.max_listeners)
 
     @app.middleware("http")
@@ -64,21 +59,18 @@ def create_app(hub: Hub, config: WebConfig) -> FastAPI:
 
     @app.get("/api/cameras/{camera}/history")
     def history(camera: str) -> JSONResponse:
-        state = hub.find(camera)
-        if state is None:
+        points = hub.history(camera)
+        if points is None:
             raise HTTPException(404, "no such camera")
-        return JSONResponse(state.history())
+        return JSONResponse(points)
 
     @app.get("/api/cameras/{camera}/picture/{kind}.jpg")
     def picture(camera: str, kind: str) -> Response:
-        state = hub.find(camera)
-        snapshot = state.snapshot if state is not None else None
-        if snapshot is None:
-            raise HTTPException(404, "no picture of this camera yet")
-        if kind not in ("lossy", "fused") or (kind == "fused" and snapshot.fused is None):
-            raise HTTPException(404, "no such picture: lossy, or fused where semantics are joined")
-        data = pictures.get(camera, kind, snapshot)
-        headers = {"Cache-Control": "no-store", "X-Frame-Seq": str(snapshot.seq)}
+        found = hub.jpeg(camera, kind) if kind in ("lossy", "fused") else None
+        if found is None:
+            raise HTTPException(404, "no such picture: lossy, or fused where semantics are joined, once there is one")
+        data, seq = found
+        headers = {"Cache-Control": "no-store", "X-Frame-Seq": str(seq)}
         return Response(data, media_type="image/jpeg", headers=headers)
 
     @app.get("/api/events")
@@ -111,32 +103,18 @@ async def _events(request: Request, hub: Hub, listeners: _Listeners) -> AsyncIte
         while not hub.stopping and not await request.is_disconnected():
             if loop.time() >= list_due_s:
                 list_due_s = loop.time() + LIST_EVERY_S
-                yield _event("cameras", {"cameras": hub.cameras(), "health": hub.health()})
-            for camera, seq in hub.pictures().items():
-                if shown.get(camera) != seq:
-                    shown[camera] = seq
-                    yield _event("picture", _picture_event(hub, camera, seq))
+                yield _event("cameras", await run_in_threadpool(_overview, hub))
+            for camera, seen in (await run_in_threadpool(hub.pictures)).items():
+                if shown.get(camera) != seen["seq"]:
+                    shown[camera] = seen["seq"]
+                    yield _event("picture", {"camera": camera, **seen})
             await asyncio.sleep(POLL_S)
     finally:
         listeners.leave()
 
 
-def _picture_event(hub: Hub, camera: str, seq: int) -> dict[str, Any]:
-    state = hub.find(camera)
-    snapshot = state.snapshot if state is not None else None
-    if snapshot is None:
-        return {"camera": camera, "seq": seq}
-    return {
-        "camera": camera,
-        "seq": snapshot.seq,
-        "width": snapshot.lossy.width,
-        "height": snapshot.lossy.height,
-        "fused": snapshot.fused is not None,
-        "tracks": [
-            {"id": track.track_id, "label": track.label, "box": [round(value, 1) for value in track.box]}
-            for track in snapshot.tracks
-        ],
-    }
+def _overview(hub: Hub) -> dict[str, Any]:
+    return {"cameras": hub.cameras(), "health": hub.health()}
 
 
 def _event(name: str, data: object) -> str:
@@ -157,27 +135,3 @@ class _Listeners:
 
     def leave(self) -> None:
         self._open -= 1
-
-
-class _PictureCache:
-    """Each picture is encoded once, however many pages show it."""
-
-    def __init__(self, quality: int) -> None:
-        self._quality = quality
-        self._lock = threading.Lock()
-        self._jpegs: OrderedDict[tuple[str, str], tuple[Snapshot, bytes]] = OrderedDict()
-
-    def get(self, camera: str, kind: str, snapshot: Snapshot) -> bytes:
-        key = (camera, kind)
-        with self._lock:
-            held = self._jpegs.get(key)
-            if held is not None and held[0] is snapshot:
-                return held[1]
-        planes = snapshot.fused if kind == "fused" and snapshot.fused is not None else snapshot.lossy
-        data = encode_jpeg(planes, self._quality)
-        with self._lock:
-            self._jpegs[key] = (snapshot, data)
-            self._jpegs.move_to_end(key)
-            while len(self._jpegs) > CACHED_PICTURES:
-                self._jpegs.popitem(last=False)
-        return data

@@ -39,6 +39,10 @@ class _Cameras(Collector):
         yield _gauge("up", "1 while every part of the server works", [((), float(health["status"] == "ok"))], [], ())
         if health["rss_mb"] is not None:
             yield _gauge("server_rss_mb", "Resident memory of the server", [((), health["rss_mb"])], [], ())
+        workers = health["workers"]
+        yield _gauge("worker_processes", "Worker processes that run", [((), float(_running(workers)))], [], ())
+        restarts: list[_Sample] = [((), float(sum(worker["restarts"] for worker in workers)))]
+        yield _counter("worker_restarts", "Worker processes that died and were started again", restarts, [], ())
         unrouted: list[_Sample] = [((reason,), float(count)) for reason, count in health["dropped"].items()]
         yield _counter("messages_dropped", "Messages that reached no worker", unrouted, ["reason"], ())
 
@@ -72,6 +76,10 @@ def _counter(
 
 
 _Views = list[dict[str, Any]]
+
+
+def _running(workers: _Views) -> int:
+    return sum(worker["state"] == "running" for worker in workers)
 
 
 def _statuses(views: _Views) -> list[_Sample]:

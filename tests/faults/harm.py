@@ -37,6 +37,7 @@ class Fault:
     do: Callable[[Stage, int], None]
     full: int
     few: int = 1
+    processes: int = 1
 
 
 def linger(seconds: float) -> None:
@@ -45,17 +46,23 @@ def linger(seconds: float) -> None:
 
 def kill_broker(stage: Stage, times: int) -> None:
     for _ in range(times):
-        stage.broker.kill()
-        linger(0.3)
-        stage.broker.start()
-        stage.until_more()
+        with stage.resuming():
+            stage.broker.kill()
+            linger(0.3)
+            stage.broker.start()
 
 
 def kill_server(stage: Stage, times: int) -> None:
     for _ in range(times):
-        stage.kill_server()
-        stage.start_server()
-        stage.until_more()
+        with stage.resuming():
+            stage.kill_server()
+            stage.start_server()
+
+
+def kill_worker(stage: Stage, times: int) -> None:
+    for _ in range(times):
+        with stage.resuming():
+            stage.kill_worker()
 
 
 def suspend(stage: Stage, process: subprocess.Popen[bytes]) -> None:
@@ -144,7 +151,8 @@ def jump(clock: JumpingClock) -> Callable[[Stage, int], None]:
 def faults(clock: JumpingClock) -> list[Fault]:
     return [
         Fault("F1", "kill -9 of the broker", kill_broker, 20),
-        Fault("F2", "kill -9 of the server", kill_server, 20),
+        Fault("F2 server", "kill -9 of the server, workers and all", kill_server, 20, processes=2),
+        Fault("F2 worker", "kill -9 of the worker process that has the camera", kill_worker, 20, processes=2),
         Fault("F9", "SIGSTOP of the server that owns the shards, beside a standby, and SIGCONT", suspend_owner, 10),
         Fault("F7 off/on", "the line is down for 2 s", with_line(Line(up=False), 2.0), 10),
         Fault("F7 outage", "the line is down for 8 s, and thin when it is back", outage, 3),

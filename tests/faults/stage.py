@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scene_edge.broker import LocalBroker
 from scene_edge.edge.camera import Camera
@@ -27,6 +33,7 @@ database: "sqlite:///{folder}/results.db"
 fusion: {{enabled: false}}
 analytics: {{detector: "off", actions: []}}
 ownership: {{lease_s: 1}}
+engine: {{processes: {processes}}}
 """
 PATIENCE_S = 90.0
 
@@ -41,6 +48,10 @@ class Verdict:
     resent: int
     epochs: list[int] = field(default_factory=list)
     """Of the owner that wrote each frame, in the order in which they were written."""
+
+    resumed_s: list[float] = field(default_factory=list)
+    """How long the stream stood after each kill."""
+
     lost: list[int] = field(init=False)
     unexpected: list[int] = field(init=False)
 
@@ -71,15 +82,18 @@ class Verdict:
 
 
 class Stage:
-    """Start it, let a camera run with `play`, and do harm meanwhile."""
+    """Start it, let a camera run with `play`, and do harm meanwhile. `processes` are the server's workers."""
 
-    def __init__(self, folder: Path, *, fps: int = 20, clock: Clock | None = None) -> None:
+    def __init__(self, folder: Path, *, fps: int = 20, clock: Clock | None = None, processes: int = 1) -> None:
         self.folder, self._fps, self._clock = folder, fps, clock or SystemClock()
         self.broker = LocalBroker(folder, kind="mosquitto")
         self.proxy = Proxy(self.broker.port)
         self.camera: Camera | None = None
         self.servers: list[subprocess.Popen[bytes]] = []
-        (folder / "server.yaml").write_text(SERVER.format(port=self.broker.port, folder=folder))
+        self.resumed_s: list[float] = []
+        """From each kill until the camera's frames were committed again."""
+
+        (folder / "server.yaml").write_text(SERVER.format(port=self.broker.port, folder=folder, processes=processes))
 
     def __enter__(self) -> Stage:
         self.broker.start()
@@ -114,6 +128,23 @@ class Stage:
             server.kill()
             server.wait()
         self.servers.clear()
+
+    def kill_worker(self) -> None:
+        """The process that has the camera: the server stays, and starts another."""
+        (worker,) = (worker for worker in self.workers() if worker["cameras"])
+        os.kill(worker["pid"], signal.SIGKILL)
+        restarts = worker["restarts"]
+        self.until(lambda: max(each["restarts"] for each in self.workers()) > restarts, "another worker")
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the server says of its worker processes."""
+        page = (self.folder / "server.log").read_text(errors="replace").rpartition("page: ")[2].split()[0]
+        try:
+            answer = urllib.request.urlopen(f"{page}healthz", timeout=30)
+        except urllib.error.HTTPError as failing:  # and says so
+            answer = failing
+        with answer:
+            return list(json.load(answer)["workers"])
 
     def owner(self) -> subprocess.Popen[bytes] | None:
         """The server whose name stands in the leases; None while there is none."""
@@ -157,6 +188,14 @@ class Stage:
         """Wait until the stream goes on."""
         self.until_committed(self.committed + frames)
 
+    @contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Around a kill: notes how long the stream takes to go on."""
+        begun_s = time.monotonic()
+        yield
+        self.until_more()
+        self.resumed_s.append(time.monotonic() - begun_s)
+
     def play(self, harm: Callable[[Stage], None]) -> Verdict:
         """A live camera runs while `harm` does its worst; then the line is clear, and the camera may finish."""
         settings = [
@@ -192,7 +231,7 @@ class Stage:
         if failures:
             raise failures[0]
         stored, epochs = self._stored(camera)
-        return Verdict(camera.ledger.snapshot(), stored, connections[0], resent[0], epochs)
+        return Verdict(camera.ledger.snapshot(), stored, connections[0], resent[0], epochs, self.resumed_s)
 
     def _stored(self, camera: Camera) -> tuple[list[int], list[int]]:
         """What the server has, numbered as the camera's encoder did over all sessions, and under which epochs."""

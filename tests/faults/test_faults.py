@@ -17,6 +17,7 @@ from tests.faults.harm import (
     faults,
     kill_broker,
     kill_server,
+    kill_worker,
     outage,
     reset,
     suspend_owner,
@@ -50,6 +51,19 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     assert verdict.ledger.captured > 30
     assert verdict.ledger.captured == verdict.ledger.committed + sum(verdict.ledger.dropped.values())
     assert verdict.connections >= 3
+
+
+@pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
+def test_a_killed_worker_process_loses_nothing(tmp_path: Path) -> None:
+    """While frames come; and what it writes after that is under a newer epoch."""
+    with Stage(tmp_path, processes=2) as stage:
+        verdict = stage.play(lambda stage: kill_worker(stage, 2))
+        log = (tmp_path / "server.log").read_text()
+    assert verdict.faults == []
+    assert verdict.ledger.captured == verdict.ledger.committed + sum(verdict.ledger.dropped.values())
+    assert len(set(verdict.epochs)) == 3
+    assert log.count("worker process died") == 2
+    assert log.count("page: ") == 1, "the server itself ran on"
 
 
 @pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")

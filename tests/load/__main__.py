@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--only", help="loads whose name begins so, such as L4")
     parser.add_argument("--few", action="store_true", help="as much as a test run does")
     parser.add_argument("--cameras", type=float, default=1.0, metavar="SHARE", help="this share of the cameras")
+    parser.add_argument("--processes", type=int, default=1, help="worker processes of the server (engine.processes)")
     parser.add_argument("--report", type=Path, help="write the page here as well")
     options = parser.parse_args()
     chosen = [load for load in LOADS if load.key.startswith(options.only or "")]
@@ -51,7 +52,8 @@ def main() -> int:
                 bar.update(task, completed=share, description=f"{key}: {what}")  # type: ignore[arg-type]
 
             size = load.few if options.few else load.full
-            size = replace(size, cameras=max(2, round(size.cameras * options.cameras)))
+            cameras = max(2, round(size.cameras * options.cameras))
+            size = replace(size, cameras=cameras, processes=options.processes)
             outcome = asyncio.run(load.run(size, step))
             bar.update(task, completed=1.0, description=load.key)
             rows.append(row(load, size, outcome))
@@ -61,7 +63,8 @@ def main() -> int:
         [
             f"# Load: {'every demand is met' if met else 'NOT every demand is met'}",
             "",
-            f"Broker, server and cameras together on {cores} core(s), {platform.machine()}; "
+            f"Broker, server (engine.processes: {options.processes}) and cameras together on {cores} core(s), "
+            f"{platform.machine()}; "
             f"the machine's load was {os.getloadavg()[0]:.1f}.",
             "",
             "| load | cameras | asked | measured |",

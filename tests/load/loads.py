@@ -28,6 +28,7 @@ class Size:
     seconds: float
     backlog_s: float = 0.0
     queue_messages: int = 512
+    processes: int = 1
 
 
 @dataclass
@@ -82,7 +83,7 @@ async def ready(made: Stage) -> None:
 @asynccontextmanager
 async def running(size: Size, step: Step, *, rate: float = RATE, **options: int) -> AsyncIterator[tuple[Stage, Fleet]]:
     """A server, and cameras that it knows already."""
-    with stage(**options) as made:
+    with stage(processes=size.processes, **options) as made:
         await ready(made)
         fleet = Fleet(made.broker.port, [f"cam-{number}" for number in range(size.cameras)], rate)
         step(0.0, "cameras come")

@@ -21,6 +21,7 @@ web: {{port: {web}}}
 database: "sqlite:///{folder}/results.db"
 fusion: {{enabled: false}}
 analytics: {{detector: "off", actions: []}}
+engine: {{processes: {processes}}}
 limits: {{max_cameras: 2000, queue_messages: {queue_messages}}}
 log_level: error
 """
@@ -29,8 +30,9 @@ log_level: error
 class Stage:
     """Use it as a context manager. The task model is a stub: messages are parsed, joined, committed, not decoded."""
 
-    def __init__(self, folder: Path, *, queue_messages: int = 512) -> None:
+    def __init__(self, folder: Path, *, queue_messages: int = 512, processes: int = 1) -> None:
         self.folder, self.web, self._queue_messages = folder, free_port(), queue_messages
+        self._processes = processes
         self.broker = LocalBroker(folder, kind="mosquitto")
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -38,7 +40,13 @@ class Stage:
         self._start_broker()
         settings = self.folder / "server.yaml"
         settings.write_text(
-            SERVER.format(port=self.broker.port, web=self.web, folder=self.folder, queue_messages=self._queue_messages)
+            SERVER.format(
+                port=self.broker.port,
+                web=self.web,
+                folder=self.folder,
+                queue_messages=self._queue_messages,
+                processes=self._processes,
+            )
         )
         with (self.folder / "server.log").open("ab") as log:
             self._server = subprocess.Popen(
@@ -84,16 +92,21 @@ class Stage:
             return bytes(answer.read())
 
     def memory_mb(self) -> float:
-        """The most that the server's process has had in memory at once, in 10^6 bytes."""
-        assert self._server is not None
-        status = Path(f"/proc/{self._server.pid}/status").read_text()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM"))
+        """The most that each of the server's processes has had in memory at once, together, in 10^6 bytes."""
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self._pids()]
+        lines = (line for status in statuses for line in status.splitlines())
+        return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
     def cpu_s(self) -> float:
-        """Processor time that the server has taken."""
+        """Processor time that the server has taken, in all of its processes."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in self._pids()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+    def _pids(self) -> list[int]:
+        """The server, and its worker processes."""
         assert self._server is not None
-        fields = Path(f"/proc/{self._server.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        workers = json.loads(self.get("/healthz"))["workers"]
+        return [self._server.pid, *(worker["pid"] for worker in workers)]
 
     def rows(self) -> list[tuple[str, str, int, float]]:
         """Camera, session, number, and milliseconds from publication to commit, of every frame that is stored."""

@@ -38,84 +38,53 @@ def test_who_comes_while_a_group_is_written_is_the_next_group() -> None:
         gate.wait(20)
         return [request * 10 for request in requests]
 
-    group = GroupCommit(write)
-    answers: dict[int, int] = {}
-
-    def commit(number: int) -> None:
-        answers[number] = group.commit(number)
-
-    first = threading.Thread(target=commit, args=(100,))
-    first.start()
+    group: GroupCommit[int] = GroupCommit(write)
+    told: list[int] = []
+    tickets = {100: group.submit(100, lambda: told.append(100))}
     busy.wait(20)
-    rest = [threading.Thread(target=commit, args=(number,)) for number in range(20)]
-    for thread in rest:
-        thread.start()
-    while len(group._waiting) < 20:
-        threading.Event().wait(0.001)
+    tickets |= {number: group.submit(number, lambda number=number: told.append(number)) for number in range(20)}  # type: ignore[misc]
+    assert [ticket.answer for ticket in tickets.values()] == [None] * 21, "nobody waits"
     gate.set()
-    for thread in (first, *rest):
-        thread.join()
-    assert groups[0] == [100]
-    assert [sorted(group) for group in groups[1:]] == [list(range(20))]
-    assert answers == {number: number * 10 for number in (*range(20), 100)}
+    assert {number: ticket.wait() for number, ticket in tickets.items()} == {n: n * 10 for n in tickets}
+    group.close()
+    assert groups == [[100], list(range(20))]
+    assert told == [100, *range(20)]
 
 
-def test_a_leader_that_fails_takes_its_group_with_it_and_nobody_leads_twice() -> None:
-    writes: list[list[int]] = []
-    gate, busy = threading.Event(), threading.Event()
-
+def test_a_group_that_fails_is_told_and_the_next_one_is_written() -> None:
     def write(requests: Sequence[int]) -> list[int | StoreError]:
-        writes.append(list(requests))
-        busy.set()
-        gate.wait(20)
         if 1 in requests:
             raise ValueError("a bug")
         return list(requests)
 
-    group, failed = GroupCommit(write), []
-
-    def commit(number: int) -> None:
-        try:
-            group.commit(number)
-        except (StoreError, ValueError) as error:
-            failed.append((number, type(error)))
-
-    threads = [threading.Thread(target=commit, args=(number,)) for number in (100, 1, 2)]
-    threads[0].start()
-    busy.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    while len(group._waiting) < 2:
-        threading.Event().wait(0.001)
-    gate.set()
-    for thread in threads:
-        thread.join(20)
-    leader = writes[1][0]
-    assert sorted(failed) == sorted([(leader, ValueError), (3 - leader, StoreError)])
-    assert len(writes) == 2
-    assert group.commit(5) == 5, "and the next one is led as ever"
+    group: GroupCommit[int] = GroupCommit(write)
+    failed = group.submit(1).wait()
+    assert isinstance(failed, StoreError)
+    assert "a bug" in str(failed)
+    assert group.submit(5).wait() == 5
+    group.close()
+    assert isinstance(group.submit(6).wait(), StoreError), "it is closed"
 
 
 def test_what_the_database_refuses_alone_does_not_harm_the_group() -> None:
+    gate = threading.Event()
+
     def write(requests: Sequence[int]) -> list[int | StoreError]:
+        gate.wait(20)
         if 7 in requests:
             raise StoreError("seven is refused")
         return list(requests)
 
-    group, refused = GroupCommit(write), []
-
-    def commit(number: int) -> None:
-        try:
-            assert group.commit(number) == number
-        except StoreError:
-            refused.append(number)
-
-    in_threads(20, commit)
-    assert refused == [7]
+    group: GroupCommit[int] = GroupCommit(write)
+    tickets = [group.submit(number) for number in range(20)]
+    gate.set()
+    answers = [ticket.wait() for ticket in tickets]
+    assert [number for number, answer in enumerate(answers) if isinstance(answer, StoreError)] == [7]
+    group.close()
 
 
 def test_cameras_that_commit_at_once_are_all_stored_and_the_fenced_one_alone_is_not(tmp_path: object) -> None:
-    store = Store(f"sqlite:///{tmp_path}/results.db")
+    store = Store(f"sqlite:///{tmp_path}/results.db", grouped=True)
     epochs = {f"cam-{number}": store.claim(f"cam-{number}") for number in range(20)}
     store.claim("cam-3")
     fenced = []
@@ -123,10 +92,8 @@ def test_cameras_that_commit_at_once_are_all_stored_and_the_fenced_one_alone_is_
     def commit(number: int) -> None:
         camera = f"cam-{number}"
         for seq in range(5):
-            try:
-                frame = FrameResult(seq, 5, "unpaired", "none", 100, 0)
-                store.commit(camera, epochs[camera], Batch(SESSION, seq, [frame]))
-            except FencedError:
+            frame = FrameResult(seq, 5, "unpaired", "none", 100, 0)
+            if isinstance(store.begin(camera, epochs[camera], Batch(SESSION, seq, [frame])).wait(), FencedError):
                 fenced.append(camera)
 
     in_threads(20, commit)

@@ -116,7 +116,7 @@ def server(tmp_path: Path, key: bytes, **analytics: Any) -> Server:
 @pytest.mark.skipif(not (shipped_zoo() / "detector-s").is_dir(), reason="the shipped bundles are not here")
 def test_with_a_key_the_shipped_detector_which_nobody_signed_is_left_out_and_missed(tmp_path: Path) -> None:
     made = server(tmp_path, KEY)
-    assert "no detection" in made._missing["detector"]
+    assert "no detection" in made._workshop._missing["detector"]
     made.store.close()
     with pytest.raises(BundleError, match="not signed"):
         server(tmp_path, KEY, detector="detector-s")

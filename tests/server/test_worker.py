@@ -584,7 +584,7 @@ class FailingStore(Store):
 
 
 def test_nothing_is_acknowledged_while_the_database_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scene_edge.server.worker.RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr("scene_edge.server.writing.RETRY_FIRST_S", 0.0)
     bench, camera = Bench(bundle, store=FailingStore("sqlite://")), FakeCamera(bundle, frames=2 * GOP)
     bench.feed(list(camera.stream()))
     bench.settle()

@@ -14,11 +14,12 @@ import paho.mqtt.client as mqtt
 from scene_edge.codec.errors import StoreError
 from scene_edge.edge.transport import Message
 from scene_edge.server.config import ServerConfig
-from scene_edge.server.engine import START_RETRY_S, InlineEngine
+from scene_edge.server.engine import InlineEngine
 from scene_edge.server.hub import Hub
 from scene_edge.server.ingest import Ingest
 from scene_edge.server.leases import Leases, Tenure
 from scene_edge.server.pictures import Analytics, PicturePipeline
+from scene_edge.server.pool import RETRY_S
 from scene_edge.server.state import CameraState
 from scene_edge.server.worker import CameraWorker
 from tests.simulation.broker import Broker, Line
@@ -252,7 +253,7 @@ class ServerActor:
                     camera, self.config, self.store, state, pictures, self._publish, office.stop, self.clock
                 )
             except StoreError:
-                if office.stop.wait(START_RETRY_S):
+                if office.stop.wait(RETRY_S):
                     raise
                 continue
             office.workers[camera] = worker

@@ -148,6 +148,11 @@ class Card {
   }
 }
 
+function restarts(workers) {
+  const count = workers.reduce((sum, worker) => sum + worker.restarts, 0);
+  return count ? [["workers restarted", number(count)]] : [];
+}
+
 function fleet(views, health) {
   const counts = ORDER.map((status) => [status, views.filter((view) => view.status === status).length]).filter(([, count]) => count);
   $("fleet").replaceChildren(...counts.map(([status, count]) => {
@@ -156,7 +161,7 @@ function fleet(views, health) {
     return item;
   }));
   const total = views.reduce((sum, view) => sum + (view.kbps.total ?? 0), 0);
-  const facts = [["uplink", `${rate(total)} kbit/s`], ...Object.entries(health.parts), ["memory", health.rss_mb == null ? "–" : `${number(health.rss_mb)} MB`]];
+  const facts = [["uplink", `${rate(total)} kbit/s`], ...Object.entries(health.parts), ...restarts(health.workers), ["memory", health.rss_mb == null ? "–" : `${number(health.rss_mb)} MB`]];
   $("server").replaceChildren(...facts.map(([name, answer]) => {
     const item = make("div");
     item.append(make("dt", name), make("dd", answer, name in health.parts && answer !== "ok" ? "bad" : ""));
