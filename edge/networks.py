@@ -11,7 +11,8 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, ConfigError, EngineError, SceneEdgeError, StoreError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
-from scene_edge.edge.choice import choice_for
+from scene_edge.edge.cachefile import cache_path
+from scene_edge.edge.choice import choice_for, engine_marks
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.counters import Counters
 from scene_edge.edge.guarded import GuardedSession
@@ -19,6 +20,7 @@ from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
+from scene_edge.inference.proofs import Proofs
 from scene_edge.inference.session import Session, open_session
 
 Tell = Callable[[str], None]
@@ -170,6 +172,7 @@ class Opener:
         self.bundle = open_bundle(config, network.bundle)
         self._network, self._hang_s = network, hang_s
         self._chosen = choice_for(network, self.bundle, width, height)
+        self._proofs = Proofs(cache_path("proofs"), engine_marks())
         self._fallbacks: set[str] = set()
 
     def __call__(
@@ -211,4 +214,5 @@ class Opener:
             precision=precision,
             threads=self._network.threads,
             kernels=kernels,
+            proofs=self._proofs,
         )
