@@ -159,11 +159,17 @@ def _settings(order: Order, device: str) -> dict[str, str]:
     settings = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         settings |= {"INFERENCE_NUM_THREADS": str(order.threads), "NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
-    if order.artifact.precision in ("fp32", "int8"):
-        # Without this a CPU with AMX or bf16 silently computes in bf16: all of fp32, and the float rest of INT8,
-        # which would then differ from one machine to the next. INT8 is no slower for it.
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    hint, capability = _PRECISIONS[order.artifact.precision]
+    if capability not in _core().get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        raise EngineError(f"{device} does not compute at {order.artifact.precision}")
+    settings["INFERENCE_PRECISION_HINT"] = hint
     return settings
+
+
+_PRECISIONS = {"fp32": ("f32", "FP32"), "int8": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
+"""Hint for what is float, and what a device must say that it can. Without a hint a CPU with AMX or bf16 silently
+computes in bf16: all of fp32, and the float rest of INT8, which would then differ from one machine to the next. INT8 is
+no slower for it."""
 
 
 def _name(port: Any, wanted: tuple[str, ...]) -> str:

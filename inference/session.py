@@ -16,6 +16,7 @@ from scene_edge.codec.bundle import Artifact, Bundle, Graph, TensorSpec
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.planes import MAX_SIDE, PACKED_CHANNELS
+from scene_edge.inference.artifacts import artifacts_of
 from scene_edge.inference.golden import Run, fitted, run_at, whole_run
 from scene_edge.inference.proofs import Proof, Proofs, witness_of
 from scene_edge.inference.seam import DEFAULT_THREADS, CheckedSession, Order, Session, TensorInfo, Tensors
@@ -35,9 +36,9 @@ __all__ = [
 DEFAULT_ENGINES = ("openvino", "onnx", "litert")
 MAX_THREADS = 256
 
-_PROVEN: dict[tuple[bytes, str, str], Mapping[str, float]] = {}
-"""(bundle digest, graph, file) of what has reproduced its golden run in this process at the golden run's own size, and
-its errors: opening the same graph for the next camera or clip does not compile it twice."""
+_PROVEN: dict[tuple[bytes, str, str, str, str], Mapping[str, float]] = {}
+"""(bundle digest, graph, engine, precision, file) of what has reproduced its golden run in this process at the golden
+run's own size, and its errors: opening the same graph for the next camera or clip does not compile it twice."""
 
 ENGINE_MODULES = {
     "openvino": "scene_edge.inference.openvino",
@@ -82,7 +83,7 @@ def open_session(
     for engine in prefer:
         if engine not in ENGINE_MODULES:
             raise EngineError("unknown inference engine", got=engine, allowed=", ".join(ENGINE_MODULES))
-        artifacts = [artifact for artifact in spec.artifacts if artifact.engine == engine]
+        artifacts = [artifact for artifact in artifacts_of(spec, precision) if artifact.engine == engine]
         if not artifacts:
             reasons.append(f"{engine}: bundle {bundle.name} has no artifact for it")
         for artifact in sorted(artifacts, key=lambda item: _unfitness(item, precision, grid)):
@@ -204,8 +205,9 @@ class _Trial:
         return import_module(ENGINE_MODULES[self.artifact.engine])
 
     @property
-    def _known_as(self) -> tuple[bytes, str, str]:
-        return self.bundle.digest, self.graph.name, self.artifact.file
+    def _known_as(self) -> tuple[bytes, str, str, str, str]:
+        artifact = self.artifact
+        return self.bundle.digest, self.graph.name, artifact.engine, artifact.precision, artifact.file
 
     @property
     def _tolerance(self) -> float:
