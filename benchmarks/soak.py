@@ -296,6 +296,7 @@ def run(
     source: Annotated[str | None, typer.Option(help="Of a camera; default: a rendered street's file.")] = None,
     size: Annotated[str, typer.Option(help="Of the pictures, where the source can choose.")] = "640x360",
     crf: Annotated[int, typer.Option(min=0, max=51, help="Where video is good, SMC does not run: see 26.")] = 40,
+    extra: Annotated[list[str] | None, typer.Option("--set", help="Any setting of the camera; repeatable.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the samples into this PNG.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
@@ -312,6 +313,7 @@ def run(
             settings = [f"source.url={source}", f"source.width={width}", f"source.height={height}", f"source.fps={FPS}"]
             settings += ["source.pace=realtime", "source.loop=true", f"video.crf={crf}"]
             settings += [f"mqtt.broker=mqtt://127.0.0.1:{broker.port}", f"spool.path={folder / 'spool'}"]
+            settings += extra or []
             report["starts"] = starts(folder, settings, books, restarts)
             samples, ledger = soak(folder, settings, books, minutes, every_s) if minutes else ([], {})
     report |= {"size": [width, height], "minutes": minutes, "samples": samples, "ledger": ledger}
