@@ -14,6 +14,7 @@ Any change of coded output is a change of major version.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -34,10 +35,32 @@ MAX_MESSAGE_BYTES = 1 << 23
 
 _CELL_BITS = 8
 _Cell: TypeAlias = tuple[int, int, int]
-_Row: TypeAlias = tuple[list[_Cell | None], list[int], list[_Cell]]
-"""One table for the decoder: cells, cumulative, cell of each symbol. A cell covers 256 slots and holds (symbol,
+_Row: TypeAlias = tuple[int, list[_Cell | None], list[int], list[_Cell]]
+"""One table for the decoder: frequency of the first symbol, which is by far the most frequent one of latents, cells,
+cumulative, cell of each symbol. A cell covers 256 slots and holds (symbol,
 frequency, low) where one symbol has them all, else None; then a binary search decides. 2 KiB a table, against 512 for
 every slot. Plain tuples: taking apart a named one is slower."""
+
+
+class _Rows(dict[int, _Row]):
+    """Tables as the decoder wants them, each made on first use."""
+
+    def __init__(self, cdf: NDArray[np.uint32]) -> None:
+        super().__init__()
+        self._cdf = cdf
+
+    def __missing__(self, index: int) -> _Row:
+        if not 0 <= index < len(self._cdf):
+            raise EntropyError("table index out of range", got=index, allowed=f"0..{len(self._cdf) - 1}")
+        cumulative = self._cdf[index].tolist()
+        by_symbol = [(symbol, high - low, low) for symbol, (low, high) in enumerate(pairwise(cumulative))]
+        cells: list[_Cell | None] = [None] * (TOTAL >> _CELL_BITS)
+        for cell in by_symbol:
+            first, end = -(-cell[2] >> _CELL_BITS), (cell[1] + cell[2]) >> _CELL_BITS
+            if first < end:
+                cells[first:end] = [cell] * (end - first)
+        found = self[index] = (cumulative[1], cells, cumulative, by_symbol)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +72,8 @@ class Tables:
     _frequency: NDArray[np.uint32] = field(init=False, repr=False)
     costs: NDArray[np.float64] = field(init=False, repr=False)
     """Ideal bits of each symbol [tables, alphabet]: for estimates, never for coding."""
-    _rows: dict[int, _Row] = field(init=False, repr=False, default_factory=dict)
+    rows: Mapping[int, _Row] = field(init=False, repr=False)
+    """As the decoder wants them; an index beyond them is an EntropyError."""
 
     def __post_init__(self) -> None:
         cdf = np.asarray(self.cdf)
@@ -69,6 +93,7 @@ class Tables:
         set_field(self, "_low", np.ascontiguousarray(frozen[:, :-1]).ravel())
         set_field(self, "_frequency", np.diff(wide, axis=1).astype(np.uint32).ravel())
         set_field(self, "costs", PRECISION - np.log2(np.diff(wide, axis=1)))
+        set_field(self, "rows", _Rows(frozen))
 
     @classmethod
     def from_frequencies(cls, frequencies: ArrayLike) -> Tables:
@@ -92,20 +117,6 @@ class Tables:
     @property
     def alphabet(self) -> int:
         return int(self.cdf.shape[1]) - 1
-
-    def row(self, index: int) -> _Row:
-        """One table as the decoder wants it. Made once, on first use."""
-        found = self._rows.get(index)
-        if found is None:
-            cumulative = self.cdf[index].tolist()
-            by_symbol = [(symbol, high - low, low) for symbol, (low, high) in enumerate(pairwise(cumulative))]
-            cells: list[_Cell | None] = [None] * (TOTAL >> _CELL_BITS)
-            for cell in by_symbol:
-                first, end = -(-cell[2] >> _CELL_BITS), (cell[1] + cell[2]) >> _CELL_BITS
-                if first < end:
-                    cells[first:end] = [cell] * (end - first)
-            found = self._rows[index] = (cells, cumulative, by_symbol)
-        return found
 
 
 def quantise(weights: ArrayLike) -> NDArray[np.uint32]:
@@ -184,17 +195,18 @@ class RansDecoder:
 
     def read(self, table_index: ArrayLike, tables: Tables, count: int | None = None) -> list[int]:
         """One symbol for each table index; or `count` symbols that all use the one `table_index`."""
-        rows = _integers(table_index, "table index", tables.count)
-        wanted = rows.size if count is None else count
-        if not 0 <= wanted <= self._left:
-            raise EntropyError("too many symbols for one message", got=wanted, allowed=self._left)
-        self._left -= wanted
-        if count is not None:
-            row = tables.row(int(rows.reshape(-1)[0]))
-            return self._run([row] * count)
-        indexes = rows.reshape(-1).tolist()
-        present = {index: tables.row(index) for index in set(indexes)}
-        return self._run([present[index] for index in indexes])
+        rows = np.asarray(table_index)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise EntropyError("table index must be an integer", got=rows.dtype)
+        indexes = rows.ravel().tolist() if count is None else rows.ravel().tolist()[:1] * count
+        if not 0 <= len(indexes) <= self._left:
+            raise EntropyError("too many symbols for one message", got=len(indexes), allowed=self._left)
+        self._left -= len(indexes)
+        if not self._state and not self._words:
+            return [0] * len(indexes)
+        if tables.alphabet == 2:
+            return self._run_of_two(tables.cdf[_integers(indexes, "table index", tables.count), 1].tolist())
+        return self._run([0] * len(indexes), map(tables.rows.__getitem__, indexes))
 
     def finish(self) -> None:
         """Raises EntropyError unless the message is used up to its last bit."""
@@ -203,21 +215,37 @@ class RansDecoder:
                 "message is damaged: it does not end where its symbols do", got=f"{len(self._words)} words left"
             )
 
-    def _run(self, rows: list[_Row]) -> list[int]:
+    def _run(self, out: list[int], rows: Iterable[_Row]) -> list[int]:
+        """`out`, zeros, with the other symbols in it."""
         state, words = self._state, self._words
-        if not state and not words:
-            return [0] * len(rows)
-        out: list[int] = []
-        emit = out.append
         pop = words.pop
         find, bits = bisect_right, _CELL_BITS
-        for cells, cumulative, by_symbol in rows:
+        for place, (first, cells, cumulative, by_symbol) in enumerate(rows):
             slot = state & 0xFFFF
-            symbol, frequency, low = cells[slot >> bits] or by_symbol[find(cumulative, slot) - 1]
-            state = frequency * (state >> 16) + slot - low
+            if slot < first:
+                state = first * (state >> 16) + slot
+            else:
+                out[place], frequency, low = cells[slot >> bits] or by_symbol[find(cumulative, slot) - 1]
+                state = frequency * (state >> 16) + slot - low
             if state < 65536 and words:
                 state = state << 16 | pop()
-            emit(symbol)
+        self._state = state
+        return out
+
+    def _run_of_two(self, lows: list[int]) -> list[int]:
+        """As `_run` for tables of two symbols, of which only where the second begins is needed."""
+        state, words = self._state, self._words
+        out = [0] * len(lows)
+        pop = words.pop
+        for place, low in enumerate(lows):
+            slot = state & 0xFFFF
+            if slot < low:
+                state = low * (state >> 16) + slot
+            else:
+                state = (65536 - low) * (state >> 16) + slot - low
+                out[place] = 1
+            if state < 65536 and words:
+                state = state << 16 | pop()
         self._state = state
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,8 @@ def fingerprint() -> dict[str, str]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "cpu": _cpu_features(),
+        "identity": _identity(),
         "render": ",".join(sorted(os.listdir("/dev/dri"))) if Path("/dev/dri").is_dir() else "",
     }
     for path in _DRIVER_FILES:
@@ -58,6 +61,18 @@ def fingerprint() -> dict[str, str]:
         except PackageNotFoundError:
             marks[package] = ""
     return marks
+
+
+def _cpu_features() -> str:
+    """A digest of what the processor can do: kernels are chosen, and round, by it. Empty where nobody says."""
+    lines = (line for line in read_text("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features")))
+    return hashlib.sha256(next(lines, "").encode()).hexdigest()[:16]
+
+
+def _identity() -> str:
+    """A digest of what tells this board from another of its kind, for what must hold on this very one."""
+    parts = [read_text(path) for path in ("/proc/device-tree/serial-number", "/etc/machine-id")]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
 def read_text(path: str) -> str:

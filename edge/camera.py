@@ -211,6 +211,7 @@ class Camera:
                 "gop": self.config.video.gop,
                 "encoder": self._encoder.name if self._encoder else "",
                 "engine": self._networks.engines,
+                "engine_choice": self._networks.choices,
                 "semantics": pipeline.semantics_on,
                 "tells_held": True,
                 "bundle": _bundle(semantics.bundle.name, semantics.bundle.digest) if semantics else None,

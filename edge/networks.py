@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -12,7 +12,8 @@ from scene_edge.codec.errors import BundleError, ConfigError, EngineError, Scene
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.quality import load_qualities
 from scene_edge.edge.attention import WHERE, AttentionFilter
-from scene_edge.edge.choice import choice_for
+from scene_edge.edge.cachefile import cache_path
+from scene_edge.edge.choice import AUTO, choice_for, engine_marks
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.counters import Counters
 from scene_edge.edge.guarded import GuardedSession
@@ -21,6 +22,7 @@ from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality, QualityControl, ShareControl
+from scene_edge.inference.proofs import Proofs
 from scene_edge.inference.session import Session, open_session
 
 Tell = Callable[[str], None]
@@ -36,6 +38,8 @@ class Networks:
     scene: PreFilter | None = None
     semantics: SemanticEncoder | None = None
     degraded: tuple[str, ...] = ()
+    choices: dict[str, str] = field(default_factory=dict)
+    """Why each network that runs does so on the engine and at the precision that it does."""
     reopen_scene: Callable[[Tell], PreFilter] | None = None
     reopen_semantics: Callable[[Tell], SemanticEncoder] | None = None
     """How a network that failed is opened again, in any thread, and who is told what `degraded` would say of it;
@@ -85,6 +89,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
         try:
             opener = Opener(config, config.scene, width, height, hang_s)
             networks.scene = open_scene(opener)
+            networks.choices["scene"] = opener.why
             degraded += opener.fallbacks("scene") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
@@ -96,6 +101,7 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
             steps = [quality.step for quality in load_qualities(opener.bundle)]
             quality_control(config.semantics, steps, config.video.gop)  # refuses now what each stream would refuse
             networks.semantics = open_semantics(opener)
+            networks.choices["smc"] = opener.why
             degraded += opener.fallbacks("smc") + _remember(config, opener.bundle)
         except SceneEdgeError as error:
             if strict:
@@ -179,6 +185,7 @@ class Opener:
         self.bundle = open_bundle(config, network.bundle)
         self._network, self._hang_s = network, hang_s
         self._chosen = choice_for(network, self.bundle, width, height)
+        self._proofs = Proofs(cache_path("proofs"), engine_marks())
         self._fallbacks: set[str] = set()
 
     def __call__(
@@ -197,6 +204,15 @@ class Opener:
             session.fallbacks = (failed, *session.fallbacks)
         self._fallbacks.update(session.fallbacks)
         return session if self._hang_s is None else GuardedSession(session, self._hang_s)
+
+    @property
+    def why(self) -> str:
+        """What decided on the engine and precision of what was opened."""
+        if self._chosen is not None and not self._fallbacks:
+            return self._chosen.why
+        order = f"in the order of the settings: {', '.join(self._network.named_engines)} at {self._network.precision}"
+        measured = self._chosen is not None or self._network.engines[0] != AUTO
+        return order if measured else f"{order}; not measured here (scene-edge bench)"
 
     def fallbacks(self, part: str) -> list[str]:
         return [f"{part}: {reason}" for reason in sorted(self._fallbacks)]
@@ -220,4 +236,5 @@ class Opener:
             precision=precision,
             threads=self._network.threads,
             kernels=kernels,
+            proofs=self._proofs,
         )

@@ -63,6 +63,8 @@ class Order(NamedTuple):
     threads: int
     kernels: Kernels | None = None
     """What is written over the kernels in its files."""
+    compiled: bytes = b""
+    """What `CheckedSession.compiled` gave for the same order, which opens sooner; empty: from the bundle's files."""
 
     def read(self, file: str) -> bytes:
         """A file of the bundle, with the order's kernels in it. Raises BundleError for kernels that do not fit."""
@@ -98,6 +100,10 @@ class CheckedSession(ABC):
         if not self._closed:
             self._closed = True
             self._release()
+
+    def compiled(self) -> bytes:
+        """What `Order.compiled` takes, on this board and with this version of the engine; empty where it has none."""
+        return b""
 
     @abstractmethod
     def _infer(self, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from scene_edge.codec.bundle import Artifact, Bundle, Graph, TensorSpec
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.planes import MAX_SIDE, PACKED_CHANNELS
-from scene_edge.inference.golden import Run, run_at, whole_run
-from scene_edge.inference.seam import DEFAULT_THREADS, Order, Session, TensorInfo, Tensors
+from scene_edge.inference.artifacts import artifacts_of
+from scene_edge.inference.golden import Run, fitted, run_at, whole_run
+from scene_edge.inference.proofs import Proof, Proofs, witness_of
+from scene_edge.inference.seam import DEFAULT_THREADS, CheckedSession, Order, Session, TensorInfo, Tensors
 
 __all__ = [
     "DEFAULT_ENGINES",
@@ -32,9 +36,9 @@ __all__ = [
 DEFAULT_ENGINES = ("openvino", "onnx", "litert")
 MAX_THREADS = 256
 
-_PROVEN: set[tuple[bytes, str, str]] = set()
-"""(bundle digest, graph, file) of what has reproduced its golden run in this process at the golden run's own size, so
-that opening the same graph for the next camera or clip does not compile it twice."""
+_PROVEN: dict[tuple[bytes, str, str, str, str], Mapping[str, float]] = {}
+"""(bundle digest, graph, engine, precision, file) of what has reproduced its golden run in this process at the golden
+run's own size, and its errors: opening the same graph for the next camera or clip does not compile it twice."""
 
 ENGINE_MODULES = {
     "openvino": "scene_edge.inference.openvino",
@@ -55,13 +59,15 @@ def open_session(
     threads: int | None = None,
     verify: bool = True,
     kernels: Kernels | None = None,
+    proofs: Proofs | None = None,
 ) -> Session:
     """The first engine of `prefer` that really runs `graph`: at `precision` where an artifact has it, else at another.
 
     `height` and `width` are of the packed grid, H/4 and W/4; None for a graph whose shapes are all fixed. "Really runs"
     means: it reproduces the bundle's golden output within its tolerance, or, where there is none at a size that it can
     take, gives finite numbers for zeros; with other `kernels` in it, it does the latter, having done the former with
-    its own. What was tried before, and why it failed, stands in `session.fallbacks`.
+    its own. What was tried before, and why it failed, stands in `session.fallbacks`. With `proofs`, what an earlier
+    start on this board found out is used, and what this one finds out is kept.
 
     Raises EngineError with every reason if no engine runs it.
     """
@@ -77,11 +83,11 @@ def open_session(
     for engine in prefer:
         if engine not in ENGINE_MODULES:
             raise EngineError("unknown inference engine", got=engine, allowed=", ".join(ENGINE_MODULES))
-        artifacts = [artifact for artifact in spec.artifacts if artifact.engine == engine]
+        artifacts = [artifact for artifact in artifacts_of(spec, precision) if artifact.engine == engine]
         if not artifacts:
             reasons.append(f"{engine}: bundle {bundle.name} has no artifact for it")
         for artifact in sorted(artifacts, key=lambda item: _unfitness(item, precision, grid)):
-            trial = _Trial(bundle, spec, artifact, threads or DEFAULT_THREADS, golden, kernels)
+            trial = _Trial(bundle, spec, artifact, threads or DEFAULT_THREADS, golden, kernels, proofs)
             try:
                 session = trial.open(shapes, verify=verify)
             except (EngineError, BundleError) as error:
@@ -124,24 +130,67 @@ class _Trial:
     threads: int
     golden: Tensors = field(repr=False)
     kernels: Kernels | None = field(default=None, repr=False)
+    proofs: Proofs | None = field(default=None, repr=False)
 
     def open(self, shapes: dict[str, tuple[int, ...]], *, verify: bool) -> Session:
-        session = self._session(shapes, self.kernels)
         if not verify:
-            return session
+            return self._session(shapes, self.kernels)
+        run = self._run(shapes)
+        if run is None:
+            session = self._session(shapes, self.kernels)
+            with _closed_at_error(session):
+                _check_finite(session, session.run(zero_inputs(session)))
+        elif self.kernels is not None:
+            self._rehearse(run)
+            session = self._session(shapes, self.kernels)
+            with _closed_at_error(session):
+                _check_finite(session, session.run(zero_inputs(session)))
+                session.proven = True
+        elif _shapes(run) == shapes:
+            session = self._session(shapes)
+            with _closed_at_error(session):
+                self._errors(session, run)
+                session.proven = True
+        else:
+            session = self._remembered(shapes) or self._proven(shapes, run)
+        return session
+
+    def _remembered(self, shapes: dict[str, tuple[int, ...]]) -> CheckedSession | None:
+        """What an earlier start proved, opened as it was then; None where it does not do what it did."""
+        if self.proofs is None:
+            return None
+        order = self._order(shapes)
+        key = self.proofs.key(order, self.graph.name, self._engine)
+        proof = self.proofs.take(key)
+        if proof is None or not proof.holds(self._tolerance):
+            return None
+        # A signature says that nobody has changed a network on its way here; a compiled one bears none.
+        compiled = b"" if self.bundle.signed else proof.compiled
         try:
-            run = self._run(shapes)
-            if run is not None and _shapes(run) == shapes and self.kernels is None:
-                self._check_golden(session, run)
-                session.proven = True
-                return session
-            if run is not None:
-                self._rehearse(run)
-                session.proven = True
-            self._check_finite(session)
+            session: CheckedSession = self._engine.open_engine(order._replace(compiled=compiled))
         except EngineError:
-            session.close()
-            raise
+            return None
+        with _closed_at_error(session):
+            if witness_of(session.run(self._fitted(shapes))) != proof.witness:
+                session.close()
+                return None
+        self.proofs.put_back(key)
+        _PROVEN[self._known_as] = proof.errors
+        session.proven = True
+        return session
+
+    def _proven(self, shapes: dict[str, tuple[int, ...]], run: Run) -> CheckedSession:
+        """At these shapes, having reproduced the golden run at the golden run's."""
+        errors = self._rehearse(run)
+        session = self._session(shapes)
+        with _closed_at_error(session):
+            outputs = session.run(self._fitted(shapes))
+            _check_finite(session, outputs)
+        session.proven = True
+        if self.proofs is not None and errors:
+            key = self.proofs.key(self._order(shapes), self.graph.name, self._engine)
+            compiled = b"" if self.bundle.signed else session.compiled()
+            self.proofs.put(key, Proof(errors, witness_of(outputs), compiled))
         return session
 
     def _run(self, shapes: dict[str, tuple[int, ...]]) -> Run | None:
@@ -151,40 +200,71 @@ class _Trial:
         whole, size = whole_run(self.golden), self.artifact.shape_hint
         return whole if size is None or _shapes(whole) == shapes else run_at(self.golden, size, shapes)
 
-    def _session(self, shapes: dict[str, tuple[int, ...]], kernels: Kernels | None = None) -> Session:
+    @property
+    def _engine(self) -> ModuleType:
+        return import_module(ENGINE_MODULES[self.artifact.engine])
+
+    @property
+    def _known_as(self) -> tuple[bytes, str, str, str, str]:
+        artifact = self.artifact
+        return self.bundle.digest, self.graph.name, artifact.engine, artifact.precision, artifact.file
+
+    @property
+    def _tolerance(self) -> float:
+        return self.graph.golden.tolerance if self.graph.golden is not None else 0.0
+
+    def _order(self, shapes: dict[str, tuple[int, ...]], kernels: Kernels | None = None) -> Order:
         inputs = {spec.name: TensorInfo(shapes[spec.name], np.dtype(spec.dtype)) for spec in self.graph.inputs}
         outputs = tuple(spec.name for spec in self.graph.outputs)
-        order = Order(self.bundle, self.artifact, inputs, outputs, self.threads, kernels)
-        session: Session = import_module(ENGINE_MODULES[self.artifact.engine]).open_engine(order)
+        return Order(self.bundle, self.artifact, inputs, outputs, self.threads, kernels)
+
+    def _session(self, shapes: dict[str, tuple[int, ...]], kernels: Kernels | None = None) -> CheckedSession:
+        session: CheckedSession = self._engine.open_engine(self._order(shapes, kernels))
         return session
 
-    def _rehearse(self, run: Run) -> None:
-        """The golden run in a session of its own, at the golden run's size."""
-        key = (self.bundle.digest, self.graph.name, self.artifact.file)
-        if key in _PROVEN:
-            return
+    def _fitted(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+        """The golden run's inputs at other shapes."""
+        return fitted(whole_run(self.golden).inputs, shapes)
+
+    def _rehearse(self, run: Run) -> Mapping[str, float]:
+        """The golden run in a session of its own, at the golden run's size: its errors, once in a process."""
+        known = _PROVEN.get(self._known_as)
+        if known is not None:
+            return known
         rehearsal = self._session(_shapes(run))
         try:
-            self._check_golden(rehearsal, run)
+            errors = self._errors(rehearsal, run)
         finally:
             rehearsal.close()
-        _PROVEN.add(key)
+        _PROVEN[self._known_as] = errors
+        return errors
 
-    def _check_golden(self, session: Session, run: Run) -> None:
+    def _errors(self, session: Session, run: Run) -> dict[str, float]:
+        """How far the session is from the golden run. Raises EngineError where that is too far."""
         errors = run.errors(session.run({name: run.inputs[name] for name in session.inputs}))
-        tolerance = self.graph.golden.tolerance if self.graph.golden is not None else 0.0
         worst = max(errors, key=lambda name: errors[name])
-        if errors[worst] > tolerance:
+        if errors[worst] > self._tolerance:
             raise EngineError(
                 f"{session.engine} does not reproduce the golden output {worst}",
                 got=f"relative error {errors[worst]:.3g}",
-                allowed=f"at most {tolerance}",
+                allowed=f"at most {self._tolerance}",
             )
+        return errors
 
-    def _check_finite(self, session: Session) -> None:
-        for name, array in session.run(zero_inputs(session)).items():
-            if not np.isfinite(array).all():
-                raise EngineError(f"{session.engine} gives output {name} that is not finite for zeros")
+
+@contextmanager
+def _closed_at_error(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except EngineError:
+        session.close()
+        raise
+
+
+def _check_finite(session: Session, outputs: Tensors) -> None:
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise EngineError(f"{session.engine} gives output {name} that is not finite")
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:

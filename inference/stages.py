@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scene_edge.codec.bundle import Bundle
+from scene_edge.inference.artifacts import artifacts_of
 
 CAMERA_STAGES = ("capture", "scene", "h264_encode", "h264_decode", "smc_encode", "entropy", "publish")
 SERVER_STAGES = ("smc_decode", "detect", "track", "act")
@@ -54,11 +55,13 @@ class StageRow:
 
 
 def candidates(bundle: Bundle, graph: str, engines: Sequence[str]) -> list[tuple[str, str]]:
-    """(engine, precision) of what `graph` has artefacts for among `engines`, in their order, INT8 first.
+    """(engine, precision) of what runs `graph` among `engines`, in their order, INT8 first.
 
     Raises BundleError where there is no such graph.
     """
-    found = sorted({(item.precision != "int8", item.precision, item.engine) for item in bundle.graph(graph).artifacts})
+    found = sorted(
+        {(item.precision != "int8", item.precision, item.engine) for item in artifacts_of(bundle.graph(graph))}
+    )
     return [(engine, precision) for wanted in engines for _, precision, engine in found if engine == wanted]
 
 

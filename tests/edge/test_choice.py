@@ -103,15 +103,21 @@ def test_auto_takes_the_verdict_and_names_take_the_order(configure: Configure, z
     automatic = configure("semantics.engines=[auto,tensorrt,onnx]", "semantics.precision=int8", "scene.enabled=false")
     networks = open_networks(automatic, 96, 64, strict=True)
     assert any("tensorrt" in reason for reason in networks.degraded)
+    assert networks.choices == {
+        "smc": "in the order of the settings: tensorrt, onnx at int8; not measured here (scene-edge bench)"
+    }
     networks.close()
     ChoiceCache().put(Bundle.open("smc-tiny", zoo=zoo), 96, 64, None, VERDICT)
     chosen = open_networks(automatic, 96, 64, strict=True)
     assert chosen.engines["smc"].startswith("onnx fp32")
+    assert chosen.choices == {"smc": VERDICT.why}
     assert chosen.degraded == (), "what was chosen is no fallback"
     chosen.close()
     named = configure("semantics.engines=[tensorrt,onnx]", "scene.enabled=false")
     assert choice_for(named.semantics, Bundle.open("smc-tiny", zoo=zoo), 96, 64) is None
-    assert open_networks(named, 96, 64, strict=True).degraded
+    settled = open_networks(named, 96, 64, strict=True)
+    assert settled.degraded
+    assert settled.choices["smc"].startswith("in the order of the settings: tensorrt, onnx at ")
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -541,6 +541,11 @@ def test_a_camera_from_source_to_committed(configure: Configure) -> None:
     assert (birth["width"], birth["height"], birth["fps"], birth["gop"]) == (96, 64, 30.0, 5)
     assert birth["semantics"] is True
     assert birth["bundle"]["name"] == "smc-tiny"
+    assert birth["engine"] == report.engine
+    assert birth["engine_choice"].keys() == {"scene", "smc"}
+    assert (
+        "not measured here" in birth["engine_choice"]["smc"] or "order of the settings" in birth["engine_choice"]["smc"]
+    )
     assert server.said("status")[0] == b"online"
     assert server.said("status")[-1] == b"stopped"
     ledger = json.loads(server.said("ledger")[-1])

@@ -132,6 +132,7 @@ def test_a_stopwatch_times_each_call_once() -> None:
 def test_candidates_come_in_the_order_of_engines_int8_first() -> None:
     bundle = Bundle.open("scene-s")
     assert candidates(bundle, "filter", ("onnx", "openvino")) == [
-        ("onnx", "int8"), ("onnx", "fp32"), ("openvino", "int8")
+        ("onnx", "int8"), ("onnx", "fp32"),
+        ("openvino", "int8"), ("openvino", "bf16"), ("openvino", "fp16"), ("openvino", "fp32"),
     ]  # fmt: skip
     assert candidates(bundle, "filter", ("tensorrt",)) == []
