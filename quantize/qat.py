@@ -1,16 +1,17 @@
 """Quantisation-aware training: weights that go on learning while what is between layers is rounded as engines round it.
 
 One set of weights for all engines. Each engine's own converter still finds its ranges, so that LiteRT, which takes no
-quantised graph of PyTorch's, profits as well; what is trained is only what the weights and biases are. They start from
-those that post-training quantisation would ship (`equalise`, `rounding`), and the float network is the teacher: no
-labels, no task, crops of the calibration samples. Rounding passes gradients on as if it were not there (Bengio et al.,
-arXiv:1308.3432). Each weight is learnt in steps of its own output's, so that one learning rate fits all layers, and
-the largest weight of an output stays, so that engines find the same steps.
+quantised graph of PyTorch's, profits as well; what is trained is only what the weights and biases are. The float
+network is the teacher: no labels, no task, crops of the calibration samples. Rounding passes gradients on as if it
+were not there (Bengio et al., arXiv:1308.3432). Only activations are rounded here. Weights are rounded afterwards
+(`rounding`), each so that it makes up for the others: to train them through their rounding as well makes many flip at
+once, and undoes that. Each weight is learnt in steps of its own output's, so that one learning rate fits all layers.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,20 +32,23 @@ LEVELS = 255
 CROP = (64, 96)
 """Packed rows and columns of a training crop."""
 
-FEWEST = 8
+FEWEST = 10
 """Samples below which training would learn them by heart."""
 
-HELD_OUT = 6
+HELD_OUT = 10
 """Every how many samples one judges and is not learnt from."""
 
-RATE = 0.03
+RATE = 0.002
 """Steps of a weight by which it moves at first in each training step, as Adam goes."""
 
-BIAS_RATE = 0.001
-"""The same for a bias, in standard deviations of what its layer puts out."""
+WATCHED = 24
+"""Samples that ranges are taken from; engines take theirs from all."""
 
-WORSE = 1.0
-"""Trained weights are taken where the error of the samples held out is below this part of what it was before."""
+WARM = 20
+"""Steps in which the rate rises: Adam's first ones know nothing of sizes."""
+
+BIAS_RATE = 0.0001
+"""The same for a bias, in standard deviations of what its layer puts out."""
 
 aten: Any = torch.ops.aten
 _CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
@@ -53,11 +57,15 @@ _SUMS = (aten.add.Tensor, aten.add_.Tensor)
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained graph, and the error of each output (see `_errors`) on samples held out, before and after."""
+    """A graph, and the relative error of each output on samples held out, before and after it was trained.
+
+    Where training made it no better it is the graph from before, and `taken` is False.
+    """
 
     graph: GraphExport
     before: Mapping[str, float]
     after: Mapping[str, float]
+    taken: bool
 
 
 @dataclass
@@ -84,50 +92,39 @@ class _Weights(nn.Module):
 
     def __init__(self, module: nn.Module, layers: Mapping[str, str | None], spreads: Mapping[str, float]) -> None:
         super().__init__()
-        found = dict(module.named_parameters())
-        self.steps: dict[str, Tensor] = {}
-        self.units: dict[str, float] = {}
-        self.start: dict[str, Tensor] = {}
-        self.whole, self.biases = nn.ParameterList(), nn.ParameterList()
-        self.names: list[str] = []
-        self.bias_names: list[str] = []
+        found = {name: value.detach().clone() for name, value in module.named_parameters()}
+        self.start = {name: found[name] for name in layers}
+        self.units = {name: found[name].abs().amax((1, 2, 3), keepdim=True) / STEPS for name in layers}
         for name, bias in layers.items():
-            weight = found[name].detach()
-            self.steps[name] = (weight.abs().amax((1, 2, 3), keepdim=True) / STEPS).clamp_min(1e-12)
-            self.names.append(name)
-            self.whole.append(nn.Parameter(weight / self.steps[name]))
-            if bias in found:
-                self.units[bias] = max(spreads[name], 1e-6)
-                self.start[bias] = found[bias].detach().clone()
-                self.bias_names.append(bias)
-                self.biases.append(nn.Parameter(torch.zeros_like(found[bias])))
+            if bias in found and bias is not None:
+                self.start[bias] = found[bias]
+                self.units[bias] = torch.tensor(spreads[name])
+        self.moved = nn.ParameterList(torch.zeros_like(value) for value in self.start.values())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """For the optimiser: weights and biases, each with the rate at which they start."""
+        named = list(zip(self.start.values(), self.moved, strict=True))
+        weights, biases = (
+            [moved for start, moved in named if (start.dim() == 4) is wanted] for wanted in (True, False)
+        )
+        return [{"params": weights, "first": RATE}, {"params": biases, "first": BIAS_RATE}]
 
     def values(self) -> dict[str, Tensor]:
-        """By name: weights at whole steps, biases."""
-        taken = {}
-        for name, whole in zip(self.names, self.whole, strict=True):
-            taken[name] = (whole + (whole.round().clamp(-STEPS, STEPS) - whole).detach()) * self.steps[name]
-        for name, moved in zip(self.bias_names, self.biases, strict=True):
-            taken[name] = self.start[name] + moved * self.units[name]
-        return taken
+        """By name."""
+        named = zip(self.start.items(), self.moved, strict=True)
+        return {name: start + moved * self.units[name] for (name, start), moved in named}
 
     @torch.no_grad()
     def write(self, module: nn.Module) -> None:
-        """Into a module; the weights that were largest are so again."""
-        found, taken = dict(module.named_parameters()), self.values()
-        for name in self.names:
-            before, after = found[name].flatten(1), taken[name].flatten(1)
-            largest = before.abs().argmax(1, keepdim=True)
-            after = after.scatter(1, largest, before.gather(1, largest))
-            found[name].copy_(after.view_as(found[name]))
-        for name in self.bias_names:
-            found[name].copy_(taken[name])
+        found = dict(module.named_parameters())
+        for name, value in self.values().items():
+            found[name].copy_(value)
 
 
 class _Rounded(fx.Interpreter):
-    """Runs a traced graph as engines do: what convolutions read and sums add is rounded to 8 bits, subtractions are not.
+    """Runs a traced graph as engines do: what convolutions read and sums add is rounded to 8 bits.
 
-    The way from the last convolution to a u8 picture stays float, and so does the picture.
+    Subtractions are not, nor is the way from the last convolution to a u8 picture, nor the picture.
     """
 
     def __init__(self, traced: Any, float_nodes: set[fx.Node]) -> None:
@@ -166,20 +163,8 @@ class _Rounded(fx.Interpreter):
         return known.rounded(value) if self.rounding else value
 
 
-def trained(
-    graph: GraphExport,
-    start: GraphExport,
-    samples: Sequence[Sample],
-    *,
-    steps: int,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
-) -> Trained:
-    """`start`, which computes what `graph` does but for its rounded weights, with weights that take INT8 better.
-
-    `progress` is called with the number of each step. Raises ConfigError for a graph whose kernels a camera changes
-    (it would be taught for one setting) and for too few samples.
-    """
+def check_trainable(graph: GraphExport, samples: Sequence[Sample]) -> None:
+    """Raises ConfigError for a graph whose kernels a camera changes (it would learn one setting), and few samples."""
     if graph.kernels:
         raise ConfigError(
             "a graph whose kernels a camera changes cannot be trained in INT8",
@@ -193,28 +178,39 @@ def trained(
             allowed=f"at least {FEWEST}",
             hint="Point --calibration at a folder with more clips, or use --method ptq.",
         )
+
+
+def trained(
+    graph: GraphExport,
+    start: GraphExport,
+    samples: Sequence[Sample],
+    *,
+    steps: int,
+    seed: int,
+    progress: Callable[[], None] | None = None,
+) -> Trained:
+    """`start`, which computes what `graph` does, with weights that take INT8 better; they are not rounded.
+
+    `progress` is called before each step. Raises ConfigError where `check_trainable` does.
+    """
+    check_trainable(graph, samples)
     module = copy.deepcopy(start.module).eval()
     result = GraphExport(module, graph.inputs, graph.outputs, graph.calibration, graph.litert_shapes, graph.kernels)
     axes = dynamic_axes(graph)
     traced: Any = export_program(start, dict(graph.inputs), axes).module()
-    runner = _Rounded(traced, _float_nodes(traced))
-    runner.watching = True
+    constants = itertools.chain(graph.module.named_parameters(), graph.module.named_buffers())
+    judge = _Judge(_Rounded(traced, _float_nodes(traced)), {name: value.detach() for name, value in constants}, graph)
     learnt, judging = [s for i, s in enumerate(samples) if (i + 1) % HELD_OUT], samples[HELD_OUT - 1 :: HELD_OUT]
-    names = [name for name, _ in graph.inputs]
     with torch.no_grad():
-        for sample in learnt:
-            runner.run(*_tensors(sample, names))
-    runner.watching = False
-    weights = _Weights(module, _layers(traced, dict(module.named_parameters())), runner.spreads)
-    teacher = {name: value.detach() for name, value in graph.module.named_parameters()}
-    judge = _Judge(runner, teacher, graph)
-    with torch.no_grad():
+        judge.watch(learnt[:: math.ceil(len(learnt) / WATCHED)])
+        weights = _Weights(module, _layers(traced, dict(module.named_parameters())), judge.runner.spreads)
         before = judge.mean(judging, weights)
         _learn(judge, weights, _crops(learnt, axes, seed, steps), steps, progress)
         after = judge.mean(judging, weights)
-    if sum(after.values()) < WORSE * sum(before.values()):
+    taken = sum(after.values()) < sum(before.values())
+    if taken:
         weights.write(module)
-    return Trained(result, before, after)
+    return Trained(result, before, after, taken)
 
 
 class _Judge:
@@ -223,24 +219,37 @@ class _Judge:
     def __init__(self, runner: _Rounded, teacher: Mapping[str, Tensor], graph: GraphExport) -> None:
         self.runner, self.teacher = runner, teacher
         self.names, self.outputs = [name for name, _ in graph.inputs], graph.outputs
+        self.energies: dict[str, float] = {}
+
+    def watch(self, samples: Sequence[Sample]) -> None:
+        """Ranges of the learner's tensors as it starts, and what the teacher says on the mean.
+
+        Of a picture that is what it changes of the one that came in: the rest is no merit.
+        """
+        sums: dict[str, list[float]] = {name: [] for name in self.outputs}
+        for sample in samples:
+            given = _tensors(sample, self.names)
+            self.runner.watching, self.runner.rounding, self.runner.weights = True, False, {}
+            self.runner.run(*given)
+            self.runner.watching = False
+            for name, wanted in zip(self.outputs, self._taught(given), strict=True):
+                same = [x.float() for x in given if x.dtype == torch.uint8 and x.shape == wanted.shape]
+                sums[name].append(float((wanted - same[0] if same else wanted).square().mean()))
+        self.energies = {name: max(sum(values) / len(values), 1e-12) for name, values in sums.items()}
+
+    def _taught(self, given: Sequence[Tensor]) -> list[Tensor]:
+        self.runner.rounding, self.runner.weights = False, self.teacher
+        with torch.no_grad():
+            return _many(self.runner.run(*given))
 
     def errors(self, sample: Sample, weights: _Weights) -> dict[str, Tensor]:
-        """Of each output, the square of its distance from the teacher's over the square of the teacher's.
-
-        Of a picture, over the square of what the teacher changes of the picture that came in: the rest is no merit.
-        """
-        given, runner = _tensors(sample, self.names), self.runner
-        with torch.no_grad():
-            runner.rounding, runner.weights = False, self.teacher
-            wanted = runner.run(*given)
-        runner.rounding, runner.weights = True, weights.values()
-        found = runner.run(*given)
-        errors = {}
-        for name, one, other in zip(self.outputs, _many(found), _many(wanted), strict=True):
-            same = [x.float() for x in given if x.dtype == torch.uint8 and x.shape == other.shape]
-            usual = other - same[0] if same else other
-            errors[name] = (one - other).square().sum() / usual.square().sum().clamp_min(1e-6)
-        return errors
+        """Of each output, the mean square of its distance from the teacher's over the usual one of the teacher's."""
+        given = _tensors(sample, self.names)
+        taught = self._taught(given)
+        self.runner.rounding, self.runner.weights = True, weights.values()
+        pairs = zip(_many(self.runner.run(*given)), taught, strict=True)
+        distances = [(found - wanted).square().mean() for found, wanted in pairs]
+        return {name: far / self.energies[name] for name, far in zip(self.outputs, distances, strict=True)}
 
     def mean(self, samples: Sequence[Sample], weights: _Weights) -> dict[str, float]:
         """Over samples, as roots: relative errors."""
@@ -249,15 +258,14 @@ class _Judge:
 
 
 def _learn(
-    judge: _Judge, weights: _Weights, crops: Iterator[Sample], steps: int, progress: Callable[[int], None] | None
+    judge: _Judge, weights: _Weights, crops: Iterator[Sample], steps: int, progress: Callable[[], None] | None
 ) -> None:
-    groups = [{"params": list(weights.whole), "most": RATE}, {"params": list(weights.biases), "most": BIAS_RATE}]
-    optimiser = torch.optim.Adam(groups, lr=RATE, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(weights.groups(), lr=RATE, betas=(0.9, 0.99))
     for step, crop in enumerate(crops):
         if progress:
-            progress(step + 1)
+            progress()
         for group in optimiser.param_groups:
-            group["lr"] = group["most"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = group["first"] * min(1.0, (step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.enable_grad():
             loss = torch.stack(list(judge.errors(crop, weights).values())).sum()
         optimiser.zero_grad(set_to_none=True)

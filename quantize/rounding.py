@@ -94,8 +94,10 @@ def _seen(given: Tensor, weight: Tensor, arguments: Any) -> _Inputs:
     places = torch.arange(min(POSITIONS, rows_out * columns_out)) * 2654435761 % (rows_out * columns_out)
     y, x = places // columns_out * down, places % columns_out * right
     near = [padded[:, :, y + apart * row, x + beside * column] for row in range(high) for column in range(wide)]
-    rows = torch.stack(near, 2).permute(1, 2, 0, 3).reshape(groups, -1, len(given) * len(places))
-    return _Inputs(rows.shape[2], rows.double().sum(2), (rows @ rows.transpose(1, 2)).double())
+    rows = torch.stack(near, 2).permute(1, 2, 0, 3).reshape(groups, -1, len(given) * len(places)).double()
+    return _Inputs(
+        rows.shape[2], rows.sum(2), rows @ rows.transpose(1, 2)
+    )  # in double: a variance may be a mean's 1e-6
 
 
 def _pair(value: Any) -> tuple[int, int]:
