@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,7 +24,10 @@ BOX_SETS = ("mot", "traffic", "vos", "pedestrian")
 
 @dataclass(frozen=True)
 class Clip:
-    """One development clip: `name` is its path below dev/ without suffix, `label` the class of an action clip."""
+    """One development clip: `name` is its path below dev/ without suffix, `label` the class of an action clip.
+
+    `first`: the frame from which on it is looked at; `frames` counts from there.
+    """
 
     name: str
     path: Path
@@ -34,6 +37,7 @@ class Clip:
     height: int
     fps: float
     frames: int
+    first: int = 0
 
     @property
     def is_action(self) -> bool:
@@ -72,6 +76,17 @@ def find_clips(patterns: list[str]) -> list[Clip]:
         chosen.update(found)
     clips = [_clip(name, path) for name, path in chosen.items()]
     return sorted(clips, key=lambda clip: (clip.category, clip.height / clip.width, clip.name))
+
+
+def parts_of_clip(clip: Clip, count: int, frames: int) -> list[Clip]:
+    """At most `count` parts of `frames` frames each, evenly spread and apart; a shorter clip is one part.
+
+    A part is named after its first frame, and is a clip of its own: it starts with a key frame.
+    """
+    count = max(1, min(count, clip.frames // frames))
+    length = min(frames, clip.frames)
+    starts = [index * (clip.frames - length) // max(1, count - 1) for index in range(count)]
+    return [replace(clip, name=f"{clip.name}@{start}", first=start, frames=length) for start in starts]
 
 
 def _clip(name: str, path: Path) -> Clip:

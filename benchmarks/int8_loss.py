@@ -1,10 +1,13 @@
 """What INT8 costs in the tasks: BD-rate of each engine's INT8 against float32 on the same clips.
 
-    python -m benchmarks.int8_loss --run runs/smc-s --clips vos,pedestrian --limit 60
+    python -m benchmarks.int8_loss --run runs/smc-s --clips vos,pedestrian --parts 3
 
 Both go through the product's code: camera and server open the same bundle at another precision. SCENE ships its float32
 artefact; SMC's is exported here from the run that its bundle was made of. SCENE changes the rate and is judged by the
-decoded pictures, SMC by the fused ones. Every measurement is one line of OUT/records.jsonl: an interrupted run goes on.
+decoded pictures, SMC by the fused ones. Clips are measured in parts, and intervals are over these: three places of a
+clip say more than one that is three times as long. Boxes agree from each of several scores on (`SCORES`), and counts
+are added up: INT8 moves scores a little, and at a single one a box is there or not. Every measurement is one line of
+OUT/records.jsonl: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import _report
-from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips
+from benchmarks.clips import ACTION_SETS, Clip, data_folder, find_clips, parts_of_clip
 from benchmarks.float_bundle import smc_with_float
 from benchmarks.measure import ORIGINAL, Job, Settings, measure
 from benchmarks.rate_accuracy import Records
@@ -37,6 +40,9 @@ FLOAT = "float32"
 FLOAT_ENGINE = "onnx"
 BOUND_PERCENT = 1.0
 """Largest loss that an INT8 artefact should have."""
+
+SCORES = (0.3, 0.4, 0.5, 0.6, 0.7)
+SCORES_SECOND = (0.45, 0.55, 0.65, 0.75)
 
 console = _report.console()
 
@@ -63,20 +69,22 @@ def variants_of(systems: Sequence[str], engines: Sequence[str]) -> list[Variant]
     return [Variant(system, *pair) for system in systems for pair in pairs]
 
 
-def settings_with(coding: Coding, limit: int | None) -> Settings:
+def settings_with(coding: Coding, stride: int) -> Settings:
     data = data_folder() / "models"
     return Settings(
         coding=coding,
-        limit=limit,
+        limit=None,
         detect_width=960,
         action_width=320,
-        detect_stride=5,
-        track_stride=5,
-        quality_stride=5,
+        detect_stride=stride,
+        track_stride=stride,
+        quality_stride=stride,
         detector=data / "yolox_nano.onnx",
         second_judge=data / "FastestDet.onnx",
         segmenter=data / "deeplabv3_mnv2_pascal_uint8.tflite",
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
+        confident=SCORES,
+        confident_second=SCORES_SECOND,
     )
 
 
@@ -85,13 +93,13 @@ def jobs_of(
 ) -> Iterator[Job]:
     """Clip by clip, the originals first; within a clip, variant by variant, so that networks stay open."""
     for clip in clips:
-        frames = settings.frames(clip)
+        frames = f"{settings.frames(clip)}/{settings.detect_stride}"
         yield Job(f"{clip.name}|{ORIGINAL}|{frames}", clip, ORIGINAL, None, settings)
         for variant in variants:
             coding = replace(settings.coding, engine=variant.engine, precision=variant.precision)
             for crf in crfs:
                 digests = ",".join(value[:16] for value in bundle_digests(variant.system, coding).values())
-                key = "|".join([clip.name, variant.system, variant.name, str(crf), str(frames), digests])
+                key = "|".join([clip.name, variant.system, variant.name, str(crf), frames, digests])
                 yield Job(key, clip, variant.system, crf, replace(settings, coding=coding))
 
 
@@ -113,7 +121,7 @@ def losses(
 
 
 def show(found: Sequence[Mapping[str, Any]]) -> None:
-    title = "INT8 against float32: rate at equal score, %; score at equal rate (95 % intervals over clips)"
+    title = "INT8 against float32: rate at equal score, %; score at equal rate (95 % intervals over parts)"
     table = Table(title=title, title_justify="left")
     for column in ("system", "engine", "clips", "metric", "BD-rate", "interval", "BD-score", "interval", "why not"):
         table.add_column(column)
@@ -133,7 +141,9 @@ def run(
     crfs: Annotated[str, typer.Option(help="Of x264; four at least.")] = "35,39,43,47,51",
     systems: Annotated[str, typer.Option(help="scene, fnet, smc, both.")] = "scene,smc",
     engines: Annotated[str, typer.Option(help="LiteRT's artefacts are made for 960x540 alone.")] = "openvino,onnx",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many frames of each clip.")] = 60,
+    parts: Annotated[int, typer.Option(min=1, help="Parts of each clip, evenly spread.")] = 3,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a part: a GOP.")] = 30,
+    stride: Annotated[int, typer.Option(min=1, help="Pictures are judged every so many frames.")] = 3,
     bundle: Annotated[str, typer.Option(help="The shipped SMC bundle.")] = "smc-s",
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="The training run of the SMC bundle, for its float32.")
@@ -154,12 +164,13 @@ def run(
         smc = None
         if run_folder is not None:
             smc = str(stack.enter_context(smc_with_float(bundle, run_folder)).path)
-        settings = settings_with(Coding(smc=smc), limit)
-        jobs = list(jobs_of(find_clips(clips.split(",")), variants, _report.numbers(crfs), settings))
+        settings = settings_with(Coding(smc=smc), stride)
+        chosen = [part for clip in find_clips(clips.split(",")) for part in parts_of_clip(clip, parts, frames)]
+        jobs = list(jobs_of(chosen, variants, _report.numbers(crfs), settings))
         for job in track(jobs, "measuring", console=console, transient=True):
             if job.key in records.by_key:
                 continue
-            original = records.by_key.get(f"{job.clip.name}|{ORIGINAL}|{settings.frames(job.clip)}")
+            original = records.by_key.get(f"{job.clip.name}|{ORIGINAL}|{settings.frames(job.clip)}/{stride}")
             try:
                 record = measure(job, original)
             except EngineError as error:

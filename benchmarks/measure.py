@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -61,8 +62,12 @@ class Settings:
     segmenter: Path
     action_bundles: Mapping[str, str]
     """Category of action clips -> name or folder of the bundle that recognises them."""
-    confident: float = CONFIDENT
-    """From which score on the detector's boxes on *coded* pictures agree: what an operator could set lower."""
+    confident: tuple[float, ...] = (CONFIDENT,)
+    """From which score on the detector's boxes on *coded* pictures agree: what an operator could set lower.
+
+    Counts of several are added up: a box then counts for as many as its score passes, and not all or nothing.
+    """
+    confident_second: tuple[float, ...] = (second_judge.CONFIDENT,)
 
     def width(self, clip: Clip) -> int:
         """Width at which a clip is coded and looked at: never enlarged."""
@@ -90,7 +95,7 @@ class Job:
 def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
     """The record of a job; `reference` is that of the same clip's originals (None for these themselves)."""
     clip, settings = job.clip, job.settings
-    originals, fps = _load(clip, settings.width(clip), settings.limit)
+    originals, fps = _load(clip, settings.width(clip), settings.frames(clip))
     record: dict[str, Any] = {
         "key": job.key,
         "clip": clip.name,
@@ -120,9 +125,10 @@ def measure(job: Job, reference: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _load(clip: Clip, width: int, limit: int | None) -> tuple[list[Planes], float]:
+def _load(clip: Clip, width: int, frames: int) -> tuple[list[Planes], float]:
     """The pictures of a clip and their rate. Jobs come clip by clip, so one is enough to keep."""
-    return [planes for planes, _ in read_video(clip.path, width=width, limit=limit)], clip.fps
+    pictures = read_video(clip.path, width=width, limit=clip.first + frames)
+    return [planes for planes, _ in islice(pictures, clip.first, None)], clip.fps
 
 
 @lru_cache(maxsize=1)
@@ -154,7 +160,8 @@ def _score_boxes(
     clip: Clip, settings: Settings, pictures: Sequence[Planes], reference: Mapping[str, Any] | None, fps: float
 ) -> dict[str, Any]:
     detector, stride = _detector(settings.detector), settings.stride(clip)
-    found = {frame: detector.detect(pictures[frame]).folded() for frame in range(0, len(pictures), stride)}
+    looked = range(0, len(pictures), stride)
+    found = {clip.first + frame: detector.detect(pictures[frame]).folded() for frame in looked}
     boxes = {frame: boxes_of(detections) for frame, detections in found.items()}
     record = _agree("", boxes, reference, CONFIDENT, settings.confident)
     truth = mot_truth(clip, pictures[0].width)
@@ -174,7 +181,7 @@ def _score_second(
     detector = _second(settings.second_judge)
     frames = range(0, len(pictures), settings.detect_stride)
     boxes = {frame: boxes_of(detector.detect(pictures[frame]).folded()) for frame in frames}
-    return _agree("_second", boxes, reference, second_judge.CONFIDENT)
+    return _agree("_second", boxes, reference, second_judge.CONFIDENT, settings.confident_second)
 
 
 def _agree(
@@ -182,30 +189,32 @@ def _agree(
     boxes: Mapping[int, Boxes],
     reference: Mapping[str, Any] | None,
     confident: float,
-    claimed: float | None = None,
+    claimed: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The boxes themselves for an original, else the agreement with those of the ones that are as sure as `claimed`."""
     if reference is None:
         return {f"detections{judge}": {frame: _to_json(seen) for frame, seen in boxes.items()}}
     theirs = {int(frame): _from_json(seen) for frame, seen in reference[f"detections{judge}"].items()}
-    return {f"agreement{judge}": asdict(total_of(boxes, theirs, confident, claimed))}
+    counts = [total_of(boxes, theirs, confident, least) for least in claimed or (confident,)]
+    return {f"agreement{judge}": asdict(sum(counts, Counts()))}
 
 
 @lru_cache(maxsize=1)
-def _reference_labels(clip: Clip, width: int, limit: int | None, stride: int, network: Path) -> _Labelled:
+def _reference_labels(clip: Clip, width: int, frames: int, stride: int, network: Path) -> _Labelled:
     """Label maps of the originals and the annotated masks at their size; cheaper to make again than to store."""
-    labels = _labels(network, _load(clip, width, limit)[0], stride)
+    labels = _labels(network, clip, _load(clip, width, frames)[0], stride)
     return labels, {frame: object_mask(clip, frame, *seen.shape[::-1]) for frame, seen in labels.items()}
 
 
-def _labels(network: Path, pictures: Sequence[Planes], stride: int) -> dict[int, Labels]:
-    return {frame: _segmenter(network).labels(pictures[frame]) for frame in range(0, len(pictures), stride)}
+def _labels(network: Path, clip: Clip, pictures: Sequence[Planes], stride: int) -> dict[int, Labels]:
+    looked = range(0, len(pictures), stride)
+    return {clip.first + frame: _segmenter(network).labels(pictures[frame]) for frame in looked}
 
 
 def _segment(clip: Clip, settings: Settings, pictures: Sequence[Planes]) -> dict[str, Any]:
     network, stride = settings.segmenter, settings.detect_stride
-    reference, masks = _reference_labels(clip, settings.width(clip), settings.limit, stride, network)
-    return score_labels(_labels(network, pictures, stride), reference, masks)
+    reference, masks = _reference_labels(clip, settings.width(clip), settings.frames(clip), stride, network)
+    return score_labels(_labels(network, clip, pictures, stride), reference, masks)
 
 
 def total_of(

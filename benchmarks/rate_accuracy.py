@@ -87,8 +87,8 @@ def make_plan(clips: Sequence[Clip], systems: Sequence[str], crfs: Sequence[int]
         }
         if clip.has_boxes:
             shape["judges"] = judges
-            if settings.confident != CONFIDENT:
-                shape["confident"] = settings.confident
+            if settings.confident != (CONFIDENT,):
+                (shape["confident"],) = settings.confident
         if crf is not None:
             shape["coder"] = coders[system](crf)
             shape["quality_stride"] = None if clip.is_action else settings.quality_stride
@@ -338,7 +338,7 @@ def run(
         second_judge=data_folder() / "models" / "FastestDet.onnx",
         segmenter=data_folder() / "models" / "deeplabv3_mnv2_pascal_uint8.tflite",
         action_bundles={name: name.replace("_", "-") for name in ACTION_SETS},
-        confident=confident,
+        confident=(confident,),
     )
     chosen = find_clips([part.strip() for part in clips.split(",")])
     names = [part.strip() for part in systems.split(",")]

@@ -155,13 +155,13 @@ def smc_export(
     decoder_samples: list[Sample] = []
     gops = []
     for number, sequence in enumerate(_gops(folder, 11, sequences)):
-        latents, step = [], steps[number % len(steps)]
+        latents, step, taken = [], steps[number % len(steps)], (0, 1 + number % 4)
         states = model.states(1, *sequence["original"].shape[1:3])
         for index, (original, lossy) in enumerate(zip(sequence["original"], sequence["lossy"], strict=True)):
             x, seen = torch.from_numpy(original[None]), torch.from_numpy(lossy[None])
             latent, next_sem, next_lossy = encoder(x, seen, states["sem"], states["lossy"])
             z = (latent / step).round()
-            if index in (0, 1 + number % 4):
+            if index in taken:
                 marked, mined = _whole_range(seen), states["lossy"]
                 encoder_samples.append(
                     _arrays(x=_whole_range(x), lossy=marked, state_sem=states["sem"], state_lossy=mined)
@@ -169,8 +169,9 @@ def smc_export(
                 decoder_samples.append(
                     _arrays(lossy=marked, latent=z * step, state_lossy=mined, state_fuse=states["fuse"])
                 )
-            _, _, next_fuse = decoder(seen, z * step, states["lossy"], states["fuse"])
-            states = {"sem": next_sem, "lossy": next_lossy, "fuse": next_fuse}
+            if index < max(taken):  # later states of F-Net are asked for by nothing
+                states["fuse"] = decoder(seen, z * step, states["lossy"], states["fuse"])[2]
+            states |= {"sem": next_sem, "lossy": next_lossy}
             latents.append(latent[0].numpy())
         gops.append(np.stack(latents))
     tables, mean_bits = _fit_tables(gops, steps)

@@ -15,7 +15,7 @@ from scene_edge.codec.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from scene_edge.quantize.report import QuantisationReport
+    from scene_edge.quantize.report import QuantisationReport, TrainingReport
 
 
 class Engine(str, Enum):
@@ -28,9 +28,10 @@ class Engine(str, Enum):
 
 
 class Method(str, Enum):
-    """How the quantisation's ranges are found."""
+    """Post-training quantisation, or quantisation-aware training of the weights before it."""
 
     ptq = "ptq"
+    qat = "qat"
 
 
 def quantize(
@@ -40,7 +41,10 @@ def quantize(
     engine: Annotated[
         list[Engine] | None, typer.Option(help="Repeat for several. Default: openvino, onnx, litert.")
     ] = None,
-    method: Annotated[Method, typer.Option(help="Post-training quantisation on calibration samples.")] = Method.ptq,
+    method: Annotated[
+        Method, typer.Option(help="qat: train the weights in INT8 before, with the float network as teacher.")
+    ] = Method.ptq,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each graph with --method qat.")] = 300,
     calibration: Annotated[Path, typer.Option(help="Folder with train/ clips to calibrate on.")] = Path(
         "../shared/data"
     ),
@@ -60,6 +64,8 @@ def quantize(
     LiteRT needs litert-torch, which lives in an environment of its own: name its python in SCENE_EDGE_LITERT_PYTHON.
 
     Example: scene-edge quantize smc-s --engine openvino --calibration ../shared/data --out models/zoo/smc-s
+
+    Example: scene-edge quantize smc-s --method qat --steps 300 --calibration ../shared/data
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -93,10 +99,13 @@ def quantize(
             engines=[item.value for item in engine] if engine else DEFAULT_ENGINES,
             extra_files=export.extra_files,
             max_error=max_error,
+            qat_steps=steps if method is Method.qat else 0,
             progress=show,
         )
         bar.update(task, description=f"{name}: {method.value} done", completed=bar.tasks[0].total)
     Console().print(_table(report))
+    for graph, training in report.training.items():
+        typer.echo(f"{graph}, trained: {_change(training)}")
     typer.echo(f"{target}: {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.1f} MB")
     if json_ is not None:
         json_.write_text(json.dumps(report.as_dict(), indent=1))
@@ -125,6 +134,11 @@ def _next_counter(target: Path) -> int:
     from scene_edge.codec.bundle import MANIFEST_FILE, Bundle
 
     return Bundle.open(target).counter + 1 if (target / MANIFEST_FILE).is_file() else 1
+
+
+def _change(training: TrainingReport) -> str:
+    outputs = [f"{name} {training.before[name]:.4f} -> {error:.4f}" for name, error in training.after.items()]
+    return ", ".join(outputs) + ("" if training.taken else "; no better, so left as it was")
 
 
 def _table(report: QuantisationReport) -> Table:

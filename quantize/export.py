@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from scene_edge.quantize import graphs as g
 from scene_edge.quantize.equalise import equalised
 from scene_edge.quantize.kernels import slots_of
 from scene_edge.quantize.measure import cpu_ms, latent_mismatch, open_artifact, output_errors, run_all
-from scene_edge.quantize.report import ArtifactReport, QuantisationReport, tool_versions
+from scene_edge.quantize.qat import check_trainable, trained
+from scene_edge.quantize.report import ArtifactReport, QuantisationReport, TrainingReport, tool_versions
 from scene_edge.quantize.rounding import rounded
 from scene_edge.quantize.to_litert import LitertTask, litert_python, quantise_litert
 from scene_edge.quantize.to_onnx import quantise_onnx
@@ -43,6 +45,7 @@ DEFAULT_MAX_ERROR = 0.5
 EVALUATION_SAMPLES = 8
 LITERT_SAMPLES = 24
 TUNING_SAMPLES = 24
+QAT_SEED = 7
 GOLDEN_GRID = (24, 32)
 GOLDEN_BYTES = 1 << 18
 FP32_BYTES = 500_000
@@ -66,6 +69,7 @@ class _Work:
     artifacts: list[Artifact] = field(default_factory=list)
     slots: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By artefact: where the kernels lie that a camera may change."""
+    training: TrainingReport | None = None
 
     def keep(self, artifact: Artifact, files: Mapping[str, bytes]) -> None:
         """An artefact that was written. Raises EngineError where its kernels cannot be found again."""
@@ -89,11 +93,17 @@ class _Work:
     def export(self, graph: GraphExport, shapes: g.Shapes, axes: Mapping[str, g.Axes]) -> ExportedProgram:
         return g.export_program(graph, fitted(self.example, shapes), axes)
 
-    def tune(self) -> None:
+    def tune(self, qat_steps: int, progress: Callable[[], None]) -> None:
         """Raises EngineError where it would not compute the same. Kernels that a camera changes are left alone."""
-        if not self.graph.kernels:
-            samples = self.calibration[:: math.ceil(len(self.calibration) / TUNING_SAMPLES)]
-            self.tuned = rounded(equalised(self.graph, samples), samples)
+        if self.graph.kernels:
+            return
+        samples = self.calibration[:: math.ceil(len(self.calibration) / TUNING_SAMPLES)]
+        self.tuned = equalised(self.graph, samples)
+        if qat_steps:
+            found = trained(self.graph, self.tuned, self.calibration, steps=qat_steps, seed=QAT_SEED, progress=progress)
+            self.tuned = found.graph
+            self.training = TrainingReport(qat_steps, QAT_SEED, found.before, found.after, found.taken)
+        self.tuned = rounded(self.tuned, samples)
 
 
 def export_bundle(
@@ -109,12 +119,14 @@ def export_bundle(
     engines: Sequence[str] = DEFAULT_ENGINES,
     extra_files: Mapping[str, bytes] | None = None,
     max_error: float = DEFAULT_MAX_ERROR,
+    qat_steps: int = 0,
     progress: Progress | None = None,
 ) -> QuantisationReport:
     """Quantise `graphs` for `engines` and write the bundle `out`, which replaces an older bundle there.
 
-    Raises EngineError where a graph cannot be converted or an artefact's relative RMS error exceeds `max_error`, and
-    ConfigError for engines, samples or an output folder that make no sense; `out` is as before in either case.
+    With `qat_steps` the weights are trained in INT8 for so many steps before (see `qat`). Raises EngineError where a
+    graph cannot be converted or an artefact's relative RMS error exceeds `max_error`, and ConfigError for engines,
+    samples, graphs or an output folder that make no sense; `out` is as before in either case.
     """
     unknown = sorted(set(engines) - set(ENGINES))
     if unknown or not engines:
@@ -124,7 +136,10 @@ def export_bundle(
     if "litert" in engines:
         litert_python()  # fails now rather than after minutes
     works = [_prepared(graph_name, graph) for graph_name, graph in graphs.items()]
-    steps = _Steps(progress, sum(_effort(work, engines) for work in works))
+    if qat_steps:
+        for work in works:
+            check_trainable(work.graph, work.calibration)
+    steps = _Steps(progress, sum(_effort(work, engines, qat_steps) for work in works))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         folder = Path(scratch) / "bundle"
@@ -133,6 +148,8 @@ def export_bundle(
             (folder / file).write_bytes(data)
         tools = tool_versions()
         for work in works:
+            steps.next(f"{work.name}: channels and weights")
+            work.tune(qat_steps, partial(steps.next, f"{work.name}: training in INT8"))
             _convert(work, engines, folder, steps)
         if "litert" in engines:
             tools |= _convert_litert(works, folder, steps)
@@ -152,13 +169,14 @@ def export_bundle(
         _refuse(reports, max_error)
         reports = list(_shipped(works, reports, folder))
         report = QuantisationReport(
-            method="ptq",
+            method="qat" if qat_steps else "ptq",
             weights_sha256={work.name: g.weights_digest(work.graph.module) for work in works},
             calibration_sha256={work.name: g.samples_digest(work.calibration) for work in works},
             calibration_samples={work.name: len(work.calibration) for work in works},
             evaluation_samples={work.name: len(work.evaluation) for work in works},
             tools=tools,
             artifacts=tuple(reports),
+            training={work.name: work.training for work in works if work.training},
         )
         entries = {work.name: _entry(work, _tolerance(work, draft, reports)) for work in works}
         write_bundle(folder, {**base, "graphs": entries, "quantisation": report.as_dict()})
@@ -181,8 +199,8 @@ def _prepared(name: str, graph: GraphExport) -> _Work:
     return _Work(name, graph, axes, calibration, evaluation, graph)
 
 
-def _effort(work: _Work, engines: Sequence[str]) -> int:
-    made = 3 + 2 * len(set(engines) - {"litert"}) + ("litert" in engines) * 2 * len(work.shapes)
+def _effort(work: _Work, engines: Sequence[str], qat_steps: int) -> int:
+    made = 3 + qat_steps + 2 * len(set(engines) - {"litert"}) + ("litert" in engines) * 2 * len(work.shapes)
     return made + ("openvino" in engines)
 
 
@@ -191,8 +209,6 @@ def _convert(work: _Work, engines: Sequence[str], folder: Path, steps: _Steps) -
     steps.next(f"{work.name}: ONNX fp32")
     work.model = g.to_onnx(work.export(work.graph, work.shapes[0], work.axes), inputs, work.graph.outputs)
     _add(work, folder, "onnx", "fp32", {".onnx": work.model.SerializeToString()})
-    steps.next(f"{work.name}: channels and weights")
-    work.tune()
     tuned = g.to_onnx(work.export(work.tuned, work.shapes[0], work.axes), inputs, work.graph.outputs)
     if "openvino" in engines:
         steps.next(f"{work.name}: OpenVINO INT8")

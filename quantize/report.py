@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -45,8 +45,26 @@ class ArtifactReport:
 
 
 @dataclass(frozen=True)
+class TrainingReport:
+    """Training of a graph in INT8: relative error of each output on samples held out, in PyTorch's model of INT8.
+
+    Of a picture: relative to what the network changes of it. `taken` is False where training made it no better, and
+    the weights before it were used.
+    """
+
+    steps: int
+    seed: int
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    taken: bool
+
+
+@dataclass(frozen=True)
 class QuantisationReport:
-    """Everything about one `export_bundle`. Artefacts that were made only to compare with have `shipped` False."""
+    """Everything about one `export_bundle`. Artefacts that were made only to compare with have `shipped` False.
+
+    `training` is by graph, and empty for PTQ.
+    """
 
     method: str
     weights_sha256: Mapping[str, str]
@@ -55,6 +73,7 @@ class QuantisationReport:
     evaluation_samples: Mapping[str, int]
     tools: Mapping[str, str]
     artifacts: tuple[ArtifactReport, ...]
+    training: Mapping[str, TrainingReport] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values, rounded to four digits."""

@@ -86,10 +86,23 @@ def _seen(given: Tensor, weight: Tensor, arguments: Any) -> _Inputs:
         rest[2] or 1,
         rest[3] or 1,
     )
-    patches = F.unfold(given, weight.shape[2:], dilation, 0 if isinstance(padding, str) else padding, stride)
-    places = torch.arange(min(POSITIONS, patches.shape[2])) * 2654435761 % patches.shape[2]
-    rows = patches[:, :, places].transpose(0, 1).reshape(groups, -1, len(patches) * len(places)).double()
-    return _Inputs(rows.shape[2], rows.sum(2), rows @ rows.transpose(1, 2))
+    (high, wide), (down, right), (apart, beside) = (_pair(item) for item in (weight.shape[2:], stride, dilation))
+    above, left = (0, 0) if isinstance(padding, str) else _pair(padding)
+    padded = F.pad(given, (left, left, above, above))
+    rows_out = (padded.shape[2] - apart * (high - 1) - 1) // down + 1
+    columns_out = (padded.shape[3] - beside * (wide - 1) - 1) // right + 1
+    places = torch.arange(min(POSITIONS, rows_out * columns_out)) * 2654435761 % (rows_out * columns_out)
+    y, x = places // columns_out * down, places % columns_out * right
+    near = [padded[:, :, y + apart * row, x + beside * column] for row in range(high) for column in range(wide)]
+    rows = torch.stack(near, 2).permute(1, 2, 0, 3).reshape(groups, -1, len(given) * len(places)).double()
+    return _Inputs(
+        rows.shape[2], rows.sum(2), rows @ rows.transpose(1, 2)
+    )  # in double: a variance may be a mean's 1e-6
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, *rest = value if isinstance(value, tuple | list | torch.Size) else (value,)
+    return int(first), int(rest[0] if rest else first)
 
 
 def _add(layers: dict[str, tuple[str | None, _Inputs]], name: str, bias: str | None, seen: _Inputs) -> None:

@@ -74,5 +74,25 @@ def test_bad_input_is_a_usage_error(folder: Path, arguments: list[str], message:
     assert result.exception.exit_code == 2
 
 
+def test_an_unknown_method_is_refused_and_the_allowed_ones_are_named(folder: Path) -> None:
+    result = runner.invoke(app, ["toy-s", "--method", "magic", "--calibration", "data"])
+    assert result.exit_code == 2
+    assert "ptq" in result.output
+    assert "qat" in result.output
+
+
+def test_training_in_int8_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(run: Path, data: Path, cache: Path) -> registry.BundleExport:
+        return registry.BundleExport("toy-s", "smc", {"encoder": toy_graphs(24)["encoder"]}, {}, {"steps": 1}, {})
+
+    monkeypatch.setitem(registry.EXPORTS, "toy-s", export)
+    arguments = ["toy-s", "--engine", "onnx", "--calibration", "data", "--out", "zoo/toy", "--json", "report.json"]
+    result = runner.invoke(app, [*arguments, "--method", "qat", "--steps", "2"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "encoder, trained: latent " in result.output
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["method"], report["training"]["encoder"]["steps"]) == ("qat", 2)
+
+
 def test_help_has_an_example() -> None:
     assert "Example: scene-edge quantize" in " ".join(runner.invoke(app, ["--help"]).output.split())
