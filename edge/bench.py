@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from scene_edge.codec.bundle import Bundle
-from scene_edge.codec.errors import EngineError
+from scene_edge.codec.errors import EngineError, SceneEdgeError
 from scene_edge.codec.identity import AccessUnit, Frame
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.quality import hold_of
 from scene_edge.edge import bench_stages as stages
+from scene_edge.edge.attention import WHERE
 from scene_edge.edge.clip import encoder_settings
 from scene_edge.edge.config import CameraConfig, NetworkConfig
 from scene_edge.edge.encoders import GStreamerEncoder, create_encoder
 from scene_edge.edge.encoders.choose import choose_encoder
 from scene_edge.edge.gop import GopCoder
-from scene_edge.edge.networks import open_bundle, quality_control
-from scene_edge.edge.scene import SceneFilter
+from scene_edge.edge.networks import open_bundle, open_prefilter, quality_control, scene_graph
 from scene_edge.edge.semantics import SemanticEncoder
 from scene_edge.edge.share import FixedQuality
 from scene_edge.edge.transport import PahoTransport
@@ -127,13 +127,20 @@ class CameraBench(Rows):
 
         def run(row: StageRow, bundle: Bundle, opener: FixedOpener) -> StageRow:
             nonlocal took_over
-            scene = SceneFilter(bundle, *self._size, opener)
+            scene = open_prefilter(bundle, opener, *self._size, floor=self._config.scene.floor)
             pictures, times_ms = stages.filtered(scene, material.frames)
             if not took_over:
                 material.filtered, took_over = pictures, True
-            return measured(row, times_ms, len(times_ms), self._roofline_ms(bundle, "filter", opener.main))
+            # a map is made of every few frames, and much of what it costs is no network's
+            roofline_ms = None if graph == WHERE else self._roofline_ms(bundle, graph, opener.main)
+            return measured(row, times_ms, len(times_ms), roofline_ms)
 
-        self._each("scene", network, "filter", engines, run)
+        try:
+            graph = scene_graph(self._config) if network.enabled else WHERE
+        except SceneEdgeError as error:
+            self._keep(without(self._row("scene", network.bundle, ""), str(error)))
+            return
+        self._each("scene", network, graph, engines, run)
 
     def h264(self) -> None:
         """The configured encoder, chosen by trial as in the running camera, then the camera's own decode."""

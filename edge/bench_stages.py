@@ -27,7 +27,7 @@ from scene_edge.edge.encoders import Sequencer, VideoEncoder
 from scene_edge.edge.encoders.libav import frame_of
 from scene_edge.edge.gop import GopCoder
 from scene_edge.edge.outbox import MAX_VIDEO_BYTES
-from scene_edge.edge.scene import SceneFilter
+from scene_edge.edge.prefilter import PreFilter
 from scene_edge.edge.semantics import SemanticEncoder, offers, quantise
 from scene_edge.edge.share import QualityControl
 from scene_edge.edge.sources import open_source
@@ -83,7 +83,7 @@ def capture(config: CameraConfig, size: Size, count: int) -> Captured:
     return Captured(frames, fps, watch.times_ms[: len(frames)])
 
 
-def filtered(scene: SceneFilter, frames: Sequence[Frame]) -> tuple[list[Planes], list[float]]:
+def filtered(scene: PreFilter, frames: Sequence[Frame]) -> tuple[list[Planes], list[float]]:
     """SCENE over all frames, with the looks at the scene when they are due.
 
     The kernels of this scene are folded in the warm-up: a live camera does that beside the stream.

@@ -17,7 +17,7 @@ from scene_edge.edge.choice import AUTO, choice_for, engine_marks
 from scene_edge.edge.config import CameraConfig, NetworkConfig, SemanticsConfig, public_key_of
 from scene_edge.edge.counters import Counters
 from scene_edge.edge.guarded import GuardedSession
-from scene_edge.edge.prefilter import PreFilter
+from scene_edge.edge.prefilter import PreFilter, SessionOpener
 from scene_edge.edge.scene import SceneFilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard
 from scene_edge.edge.semantics import SemanticEncoder
@@ -69,7 +69,8 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     hang_s = config.watchdog.hang_s if live else None
 
     def open_scene(opener: Opener) -> PreFilter:
-        return open_prefilter(config, opener, width, height, live=live)
+        guard, crf, floor = _guard(config), _crf(config), config.scene.floor
+        return open_prefilter(opener.bundle, opener, width, height, live=live, guard=guard, crf=crf, floor=floor)
 
     def open_semantics(opener: Opener) -> SemanticEncoder:
         return SemanticEncoder(opener.bundle, width, height, opener)
@@ -112,12 +113,26 @@ def open_networks(config: CameraConfig, width: int, height: int, *, strict: bool
     return networks
 
 
-def open_prefilter(config: CameraConfig, opener: Opener, width: int, height: int, *, live: bool = False) -> PreFilter:
+def open_prefilter(
+    bundle: Bundle,
+    open_network: SessionOpener,
+    width: int,
+    height: int,
+    *,
+    live: bool = False,
+    guard: RateGuard | None = None,
+    crf: float | None = None,
+    floor: float = 0.0,
+) -> PreFilter:
     """SCENE of either kind, as the bundle is: with a map of what matters, or with kernels that follow the scene."""
-    bundle, guard = opener.bundle, _guard(config)
     if WHERE in bundle.graphs:
-        return AttentionFilter(bundle, width, height, opener, live=live, guard=guard, floor=config.scene.floor)
-    return SceneFilter(bundle, width, height, opener, live=live, guard=guard, crf=_crf(config))
+        return AttentionFilter(bundle, width, height, open_network, live=live, guard=guard, floor=floor)
+    return SceneFilter(bundle, width, height, open_network, live=live, guard=guard, crf=crf)
+
+
+def scene_graph(config: CameraConfig) -> str:
+    """The graph of SCENE's bundle that costs most. Raises BundleError or ConfigError where it does not open."""
+    return WHERE if WHERE in open_bundle(config, config.scene.bundle).graphs else "filter"
 
 
 def _guard(config: CameraConfig) -> RateGuard | None:

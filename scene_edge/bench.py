@@ -31,8 +31,8 @@ from scene_edge.inference.roofline import Peaks, measure_peaks
 from scene_edge.inference.session import DEFAULT_ENGINES, ENGINE_MODULES
 from scene_edge.inference.stages import SERVER_STAGES, STAGES, Advance, StageRow, candidates
 
-CAMERA_NETWORKS = {"scene": ("scene", "filter"), "smc_encode": ("semantics", "encoder")}
-"""Stage -> its section of the settings, and its graph."""
+CAMERA_NETWORKS = {"scene": "scene", "smc_encode": "semantics"}
+"""Stage -> its section of the settings."""
 
 NETWORK_STAGES = (*CAMERA_NETWORKS, "smc_decode", "detect", "act")
 
@@ -85,7 +85,7 @@ def measure(
     with ExitStack() as stack:
         camera.run(tried, _broker(stack))
     rows = camera.rows + _server_rows(config, camera, peaks, tried, advance)
-    orders = {stage: getattr(config, section).named_engines for stage, (section, _) in CAMERA_NETWORKS.items()}
+    orders = {stage: getattr(config, section).named_engines for stage, section in CAMERA_NETWORKS.items()}
     chosen = {
         stage: choose([row for row in rows if row.stage == stage], orders.get(stage, DEFAULT_ENGINES))
         for stage in NETWORK_STAGES
@@ -223,9 +223,10 @@ def _precisions(config: CameraConfig) -> list[tuple[str, str]]:
     """(engine, precision) of all that could run a network of the camera: the silicon's peak is that of the best, also
     where others are measured."""
     found: list[tuple[str, str]] = []
-    for section, graph in CAMERA_NETWORKS.values():
-        bundle = _bundle(config, section)
-        found += candidates(bundle, graph, tuple(ENGINE_MODULES)) if bundle is not None else []
+    for section in CAMERA_NETWORKS.values():
+        if (bundle := _bundle(config, section)) is not None:
+            for graph in bundle.graphs:
+                found += candidates(bundle, graph, tuple(ENGINE_MODULES))
     return list(dict.fromkeys(found))
 
 
@@ -240,7 +241,7 @@ def _bundle(config: CameraConfig, section: str) -> Bundle | None:
 def _store(config: CameraConfig, size: tuple[int, int], chosen: dict[str, Chosen | None]) -> bool:
     """Whether any verdict of the camera's networks was written."""
     cache, written = ChoiceCache(), False
-    for stage, (section, _) in CAMERA_NETWORKS.items():
+    for stage, section in CAMERA_NETWORKS.items():
         found, bundle = chosen[stage], _bundle(config, section)
         if found is not None and bundle is not None:
             written |= cache.put(bundle, *size, getattr(config, section).threads, found)
