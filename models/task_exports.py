@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import nn
 
 from scene_edge.codec.errors import ConfigError
@@ -54,7 +53,7 @@ def detector_export(run: Path, data: Path, cache: Path) -> BundleExport:
     graph = GraphExport(net.eval(), [("x", samples[0]["x"])], outputs, samples)
     parameters = {"size": [HEIGHT, WIDTH], "strides": list(STRIDES), "classes": list(CLASSES)}
     card = _detector_card(report)
-    return BundleExport("detector-s", "detector", {"detector": graph}, parameters, report, _files(net, card))
+    return BundleExport("detector-s", "detector", {"detector": graph}, parameters, report, _files(card))
 
 
 def action_export(name: str) -> Callable[[Path, Path, Path], BundleExport]:
@@ -76,7 +75,7 @@ def action_export(name: str) -> Callable[[Path, Path, Path], BundleExport]:
             "hop_s": HOP_S,
         }
         card = _action_card(name, report)
-        return BundleExport(f"action-{name}", "action", {"action": graph}, parameters, report, _files(net, card))
+        return BundleExport(f"action-{name}", "action", {"action": graph}, parameters, report, _files(card))
 
     return export
 
@@ -117,9 +116,8 @@ def _load(run: Path, net: nn.Module) -> dict[str, Any]:
     return report
 
 
-def _files(net: nn.Module, card: str) -> dict[str, bytes]:
-    weights = {key: value.half().numpy() for key, value in net.state_dict().items()}
-    return {CARD: card.encode(), "weights.safetensors": save(weights)}
+def _files(card: str) -> dict[str, bytes]:
+    return {CARD: card.encode()}
 
 
 def _letterboxed(folder: Path) -> list[np.ndarray]:

@@ -86,6 +86,7 @@ def train(config: WhereRun) -> dict[str, Any]:
     record = training.trainer.run(training.step)
     training.model.load_state_dict(training.trainer.average)
     record["training_pictures_check"] = training.evaluate()
+    record["body"] = "FastestDet, frozen. Copyright (c) 2022, dog-qiuqiu, BSD-3-Clause"
     clips = len({sample.clip for sample in samples})
     record["data"] = (
         f"{len(samples)} frames of {clips} clips, each with a compressed copy; boxes of YOLOX-nano, FastestDet"
