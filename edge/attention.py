@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
+from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.planes import U8, Planes, aligned, pack
 from scene_edge.edge.encoders.libav import frame_of
@@ -47,13 +48,18 @@ class Attention(NamedTuple):
     """What is left of the map from one look to the next, where nothing is seen any more."""
     coarse: int
     """By how much the coarse copy is smaller, in both directions."""
+    off_crf: float
+    on_crf: float
+    """Up to `off_crf` everything is kept: such pictures are good enough for every task. From `on_crf` on the map alone
+    decides, and in between a part of the detail stays everywhere."""
 
 
 class AttentionFilter:
     """Planes in, planes of the same size out: a `PreFilter`. Not thread-safe: one thread filters one camera's frames.
 
-    `floor` is the part of the fine detail that is kept even where nothing is. `guard` says how strong the filter may
-    be; without one it is never weakened. `live`: a probe is judged by a thread beside the stream.
+    `floor` is the part of the fine detail that is kept even where nothing is. `crf` is what frames will be coded with;
+    where the encoder chooses it, `coded_with` tells, and the map follows when the network looks next. `guard` says how
+    strong the filter may be; without one it is never weakened. `live`: a probe is judged by a thread beside the stream.
     """
 
     def __init__(
@@ -65,9 +71,11 @@ class AttentionFilter:
         *,
         live: bool = False,
         guard: RateGuard | None = None,
+        crf: float | None = None,
         floor: float = 0.0,
     ) -> None:
         self.bundle = bundle
+        self._crf, self._encoder_chooses = crf, crf is None
         self._size = width, height
         self._use, self._floor, self._guard = _attention(bundle), floor, guard
         self._seen_size = looked_at_size(width, height, self._use.width)
@@ -114,7 +122,9 @@ class AttentionFilter:
         return filtered if self._strength else planes
 
     def coded_with(self, keyframe_qp: float | None) -> None:
-        """The map is the same whatever the quantiser."""
+        """The mean quantiser of a keyframe, as far as it is known; any thread may tell it."""
+        if self._encoder_chooses and keyframe_qp is not None:
+            self._crf = keyframe_qp + KEYFRAME_FINER
 
     def reset(self) -> None:
         """Forget what was seen; strength is found anew as well."""
@@ -162,13 +172,19 @@ class AttentionFilter:
     def _weights(self) -> tuple[I16, I16]:
         """What is kept of each luma and each chroma sample, in KEPT parts."""
         assert self._there is not None
-        low, high, floor = self._use.low, self._use.high, self._floor
-        share = np.clip((self._there - low) / (high - low), floor, 1.0)
+        share = np.clip((self._there - self._use.low) / (self._use.high - self._use.low), self._least_kept, 1.0)
         share = 1.0 - (self._strength or WEAKEST) * (1.0 - share)
         (width, height), seen = self._size, self._seen_size
         luma = enlarged(share, width, height, seen)
         chroma = enlarged(share, width // 2, height // 2, seen)
         return luma, chroma
+
+    @property
+    def _least_kept(self) -> float:
+        if self._crf is None:
+            return self._floor
+        part = (self._use.on_crf - self._crf) / (self._use.on_crf - self._use.off_crf)
+        return min(1.0, max(self._floor, part))
 
     def _judge(self, guard: RateGuard, pairs: Sequence[Pair]) -> None:
         strength = self._strength
@@ -247,6 +263,8 @@ def _attention(bundle: Bundle) -> Attention:
         "high": (0, 1),
         "fade": (0, 1),
         "coarse": (2, 32),
+        "off_crf": (0, 63),
+        "on_crf": (0, 63),
     }
     if not isinstance(value, dict) or set(value) != set(ranges):
         raise BundleError(f"bundle {bundle.name}: `where` is incomplete", got=str(value), allowed=", ".join(ranges))
@@ -254,8 +272,9 @@ def _attention(bundle: Bundle) -> Attention:
         number = value[name]
         if not isinstance(number, int | float) or isinstance(number, bool) or not least <= number <= most:
             raise BundleError(f"bundle {bundle.name}: {name} out of range", got=str(number), allowed=f"{least}..{most}")
-    if not value["low"] < value["high"]:
-        raise BundleError(f"bundle {bundle.name}: low must be less than high", got=str(value))
+    for less, more in (("low", "high"), ("off_crf", "on_crf")):
+        if not value[less] < value[more]:
+            raise BundleError(f"bundle {bundle.name}: {less} must be less than {more}", got=str(value))
     if not all(isinstance(value[name], int) for name in ("width", "coarse")):
         raise BundleError(f"bundle {bundle.name}: width and coarse are whole numbers", got=str(value))
     return Attention(**value)

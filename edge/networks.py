@@ -126,7 +126,7 @@ def open_prefilter(
 ) -> PreFilter:
     """SCENE of either kind, as the bundle is: with a map of what matters, or with kernels that follow the scene."""
     if WHERE in bundle.graphs:
-        return AttentionFilter(bundle, width, height, open_network, live=live, guard=guard, floor=floor)
+        return AttentionFilter(bundle, width, height, open_network, live=live, guard=guard, crf=crf, floor=floor)
     return SceneFilter(bundle, width, height, open_network, live=live, guard=guard, crf=crf)
 
 

@@ -35,7 +35,16 @@ WINDOW_S, HOP_S = 1.5, 0.5
 WHERE_WIDTH = 640
 """Luma samples of a row of the picture that SCENE's map is made from."""
 
-USE = {"width": WHERE_WIDTH, "period_ms": 125, "low": 0.35, "high": 0.65, "fade": 0.7, "coarse": 4}
+USE = {
+    "width": WHERE_WIDTH,
+    "period_ms": 125,
+    "low": 0.35,
+    "high": 0.65,
+    "fade": 0.7,
+    "coarse": 4,
+    "off_crf": 27,
+    "on_crf": 37,
+}
 """How a camera uses the map (`edge/attention.py`)."""
 
 ORIGIN = (

@@ -96,7 +96,8 @@ def where_bundle(folder: Path, **use: Any) -> Bundle:
     ]
     constants = [helper.make_tensor("top", FLOAT, [], [255.0])]
     _save(folder / "where.fp32.onnx", "where", nodes, [x], [there], constants)
-    settings = {"width": 640, "period_ms": 125, "low": 0.3, "high": 0.6, "fade": 0.5, "coarse": 4} | use
+    settings = {"width": 640, "period_ms": 125, "low": 0.3, "high": 0.6, "fade": 0.5, "coarse": 4}
+    settings |= {"off_crf": 27, "on_crf": 37} | use
     graphs = {"where": _graph("where", [x], [there])}
     return write_bundle(folder, _manifest("where-tiny", "scene", graphs, {"where": settings}))
 

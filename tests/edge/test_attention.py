@@ -103,6 +103,24 @@ def test_a_floor_keeps_its_part_everywhere(zoo: Path, floor: float) -> None:
     scene.close()
 
 
+def test_good_pictures_pass_and_coarse_ones_follow_the_map_alone(zoo: Path) -> None:
+    picture = textured(bright_half=False)
+    coarse = coarsened(picture, 4)
+    for crf, kept in ((20.0, 1.0), (27.0, 1.0), (32.0, 0.5), (37.0, 0.0), (51.0, 0.0)):
+        scene = opened(zoo, crf=crf)
+        wanted = coarse.y + (picture.y.astype(float) - coarse.y) * kept
+        scene.coded_with(51.0 if crf < 37 else 20.0)
+        assert np.abs(scene.apply(picture, 0).y - wanted).max() <= 0.5, "what the settings say stands"
+        scene.close()
+    scene = opened(zoo, floor=0.25)
+    assert detail(scene.apply(picture, 0).y) < 0.5 * detail(picture.y), "not known yet"
+    scene.coded_with(20.0)
+    assert np.array_equal(scene.apply(picture, SECOND_NS).y, picture.y)
+    scene.coded_with(45.0)
+    assert detail(scene.apply(picture, 2 * SECOND_NS).y) < 0.5 * detail(picture.y)
+    scene.close()
+
+
 def test_what_was_there_fades_and_a_cut_forgets_it(zoo: Path, tmp_path: Path) -> None:
     bundle = where_bundle(tmp_path / "where-tiny", high=0.45, fade=0.8)
     scene, kept = AttentionFilter(bundle, *SIZE, onnx_session), []
@@ -144,7 +162,17 @@ def test_other_sizes_and_maps_that_are_none_are_refused(zoo: Path) -> None:
 
 @pytest.mark.parametrize(
     "use",
-    [{"low": 0.6}, {"coarse": 4.5}, {"coarse": 1}, {"fade": -0.1}, {"width": True}, {"period_ms": "125"}, {"x": 1}],
+    [
+        {"on_crf": 27},
+        {"off_crf": -1},
+        {"low": 0.6},
+        {"coarse": 4.5},
+        {"coarse": 1},
+        {"fade": -0.1},
+        {"width": True},
+        {"period_ms": "125"},
+        {"x": 1},
+    ],
 )
 def test_a_bundle_that_uses_its_map_wrongly_is_refused(tmp_path: Path, use: dict[str, object]) -> None:
     pytest.importorskip("onnx")
