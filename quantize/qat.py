@@ -38,7 +38,7 @@ FEWEST = 10
 HELD_OUT = 10
 """Every how many samples one judges and is not learnt from."""
 
-RATE = 0.002
+RATE = 0.001
 """Steps of a weight by which it moves at first in each training step, as Adam goes."""
 
 WATCHED = 24
@@ -47,7 +47,7 @@ WATCHED = 24
 WARM = 20
 """Steps in which the rate rises: Adam's first ones know nothing of sizes."""
 
-BIAS_RATE = 0.0001
+BIAS_RATE = 0.00005
 """The same for a bias, in standard deviations of what its layer puts out."""
 
 aten: Any = torch.ops.aten
