@@ -58,6 +58,16 @@ def test_every_stage_has_a_row_with_figures_or_a_reason(configure: Configure) ->
     assert sum(packet.count for packet in material.packets) == 12
 
 
+def test_scene_for_machines_is_timed_as_a_whole(configure: Configure) -> None:
+    bench = bench_of(configure, "scene.bundle=where-tiny", "semantics.enabled=false")
+    bench.run(("onnx",), NO_BROKER)
+    (row,) = (row for row in bench.rows if row.stage == "scene")
+    assert (row.model, row.engine, row.reason) == ("where-tiny", "onnx", "")
+    assert row.ms_p50 is not None
+    assert row.peak_ratio is None, "most of it is no network"
+    assert len(bench.material.filtered) == 12
+
+
 def test_what_cannot_run_is_listed_with_its_reason_and_the_rest_goes_on(configure: Configure) -> None:
     bench = bench_of(configure, "scene.bundle=absent", "semantics.enabled=false")
     bench.run(("onnx",), NO_BROKER)
