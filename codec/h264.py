@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import av
 import av.error
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
@@ -111,7 +111,9 @@ class H264Decoder:
 
 
 def _mean_qp(frame: VideoFrame) -> float | None:
-    found: Any = frame.side_data  # typed as if its keys were names
+    # Not frame.side_data: the frame would keep the container, which keeps the frame, and a hundred pictures would wait
+    # for the collector of cycles. Its keys are typed as if they were names.
+    found: Any = SideDataContainer(frame)  # type: ignore[call-arg]
     side = found.get(Type.VIDEO_ENC_PARAMS)
     if side is None:
         return None

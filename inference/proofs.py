@@ -149,7 +149,7 @@ def _read_own(path: Path) -> bytes:
             raise PermissionError(f"{path} is not ours alone")
         if found.st_size > MAX_BYTES:
             raise OSError(f"{path} is too large")
-        return file.read(MAX_BYTES)
+        return file.read(found.st_size)
 
 
 def _release() -> str:
