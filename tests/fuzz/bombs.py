@@ -142,10 +142,10 @@ def main() -> int:
     count = 0
     with tempfile.TemporaryDirectory() as folder:
         targets = {target.name: target for target in (*header_targets(), *decoder_targets(Path(folder)))}
-        targets["picture"] = replace(targets["picture"], run=as_a_server_decodes)
         for target in targets.values():
             for seed in target.seeds:
                 target.run(seed)
+        targets["picture"] = replace(targets["picture"], run=as_a_server_decodes)
         for (kind, name), group in groupby(bombs(), lambda bomb: bomb[:2]):
             messages = [data for *_, data in group]
             for first in range(0, len(messages), AT_ONCE):
