@@ -288,6 +288,9 @@ class LocalEngine:
         except SceneEdgeError as error:
             log.error("worker does not start, trying again", camera=lane.camera, error=str(error))
             return None
+        except Exception:  # a fault of ours; the thread is needed by others
+            log.exception("worker does not start, trying again", camera=lane.camera)
+            return None
         worker.wake = lambda: self._wake(lane)
         lane.worker = worker
         return worker
