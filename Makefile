@@ -28,12 +28,14 @@ check: $(VENV)/.dev ## Lint, formatting and types
 
 fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of what came of it (20 minutes of a core)
 	$(BIN)/python -m tests.fuzz $(ARGS)
+	$(BIN)/python -m tests.fuzz.bombs
 
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
 
-faults: $(VENV)/.dev ## Kill broker and server, break the line, turn the clock: what was lost (7 minutes)
+faults: $(VENV)/.dev ## Kill broker, server and workers, break the line, turn the clock, damage the spool everywhere (15 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
+	SCENE_EDGE_TEST_EVERYTHING=1 $(BIN)/python -m pytest -q --timeout 1800 tests/edge/test_spool_file.py
 
 load: $(VENV)/.dev ## A thousand cameras, a broker that comes back, backlogs, one that is hot: what a server bears (10 minutes)
 	$(BIN)/python -m tests.load $(ARGS)

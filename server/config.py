@@ -165,7 +165,7 @@ class EngineConfig(_Section):
 
     @property
     def count(self) -> int:
-        return len(os.sched_getaffinity(0)) if self.processes == "auto" else self.processes
+        return cores() if self.processes == "auto" else self.processes
 
 
 class LimitsConfig(_Section):
@@ -230,6 +230,11 @@ def load_config(
         raise ConfigError(
             f"{where}: {key or 'configuration'}: {first['msg']}", got=None if secret else str(first.get("input"))[:80]
         ) from error
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def public_key_of(config: ServerConfig) -> bytes | None:

@@ -80,10 +80,10 @@ class Hub:
         """The list of GET /api/cameras, by name."""
         with self._lock:
             states = dict(self._states)
-        views = [] if self.elsewhere is None else self.elsewhere.cameras()
-        for view in views:
-            if (state := states.pop(view["camera"], None)) is not None:
-                state.annotate(view)
+        views = []
+        for view in [] if self.elsewhere is None else self.elsewhere.cameras():
+            state = states.pop(view["camera"], None)
+            views.append(view if state is None else state.annotated(view))
         views += [state.view() for state in states.values()]
         memory_mb = self._memory_mb(self._processes())
         for view in views:

@@ -8,7 +8,6 @@ ends. So a thousand cameras need a handful of threads, and one that hangs still 
 from __future__ import annotations
 
 import heapq
-import os
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from itertools import count
 import structlog
 
 from scene_edge.codec.errors import SceneEdgeError
+from scene_edge.server.config import cores
 from scene_edge.server.engine import Worker, WorkerFactory
 from scene_edge.server.worker import Inbound
 
@@ -77,7 +77,7 @@ class LocalEngine:
     ) -> None:
         self._factory, self._max_cameras, self._queue_messages = factory, max_cameras, queue_messages
         self._taken = taken
-        self._threads = threads or len(os.sched_getaffinity(0)) + 2
+        self._threads = threads or cores() + 2
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._rest = threading.Condition(self._lock)
@@ -287,6 +287,9 @@ class LocalEngine:
             worker = self._factory(lane.camera, self._stop)
         except SceneEdgeError as error:
             log.error("worker does not start, trying again", camera=lane.camera, error=str(error))
+            return None
+        except Exception:  # a fault of ours; the thread is needed by others
+            log.exception("worker does not start, trying again", camera=lane.camera)
             return None
         worker.wake = lambda: self._wake(lane)
         lane.worker = worker

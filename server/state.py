@@ -210,15 +210,14 @@ class CameraState:
         with self._lock:
             return self._history.points()
 
-    def annotate(self, view: dict[str, Any]) -> None:
-        """Add to a worker process' view what was noted here, before messages reached it."""
+    def annotated(self, view: dict[str, Any]) -> dict[str, Any]:
+        """A worker process' view, and what was noted here, before messages reached it."""
         with self._lock:
-            view["degraded"] += [f"server: {why}" for why in self._degraded.values()]
-            dropped = view["server"]["dropped"]
-            for reason, count in self._dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-            if self._degraded and view["status"] == "online":
-                view["status"] = "degraded"
+            degraded = view["degraded"] + [f"server: {why}" for why in self._degraded.values()]
+            dropped = Counter(view["server"]["dropped"]) + self._dropped
+            status = "degraded" if self._degraded and view["status"] == "online" else view["status"]
+        server = {**view["server"], "dropped": dict(dropped)}
+        return {**view, "status": status, "degraded": degraded, "server": server}
 
     def view(self) -> dict[str, Any]:
         """All of it as JSON for /api/cameras."""

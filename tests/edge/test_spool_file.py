@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sqlite3
@@ -24,8 +25,13 @@ from tests.edge.spools import OLD, SESSION, Bench, benches, fragments, record, s
 from tests.fuzz.engine import CORPUS
 from tests.waiting import wait_until
 
+EVERYTHING = os.environ.get("SCENE_EDGE_TEST_EVERYTHING") == "1"
+"""As `make faults` sets it: every offset, every statement, every round, in place of a few of each."""
+
 TAIL_BYTES = 4096
-SAMPLED_OFFSETS = 24
+SAMPLED_OFFSETS = TAIL_BYTES if EVERYTHING else 24
+STATEMENTS = range(22) if EVERYTHING else range(0, 22, 3)
+KILLS = 40 if EVERYTHING else 3
 
 
 @pytest.fixture
@@ -86,8 +92,8 @@ def test_whatever_is_cut_off_its_end_it_opens_and_says_what_is_gone(bench: Bench
 def test_whatever_is_garbled_at_its_end_it_opens_and_sends_nothing_wrong(bench: Bench) -> None:
     fill(bench)
     size, generator = bench.file.stat().st_size, random.Random(2)
-    for _ in range(SAMPLED_OFFSETS):
-        at = size - TAIL_BYTES + generator.randrange(TAIL_BYTES)
+    for offset in generator.sample(range(TAIL_BYTES), SAMPLED_OFFSETS):
+        at = size - TAIL_BYTES + offset
         noise = generator.randbytes(generator.choice([1, 8, 64, 4096]))
         harm(bench, bench.file, lambda good, at=at, noise=noise: (good[:at] + noise + good[at + len(noise) :])[:size])  # type: ignore[misc]
 
@@ -289,7 +295,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("nth", range(0, 22, 3))
+@pytest.mark.parametrize("nth", STATEMENTS)
 def test_the_nth_statement_fails_and_all_after_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: str, nth: int
 ) -> None:
@@ -447,7 +453,7 @@ for seq in itertools.count():
 def test_what_was_reported_as_stored_survives_kill_9(bench: Bench) -> None:
     """A child puts, acknowledges and commits until it is killed; nothing that it said was stored is missing."""
     generator = random.Random(4)
-    for session in range(1, 4):
+    for session in range(1, KILLS + 1):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(bench.file), str(session)], stdout=subprocess.PIPE, text=True
         )

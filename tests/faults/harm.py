@@ -128,6 +128,17 @@ def reset(stage: Stage, times: int) -> None:
         stage.until_more()
 
 
+def lose_names(stage: Stage, times: int) -> None:
+    """The connection breaks while no name can be resolved."""
+    for _ in range(times):
+        refused = stage.names.refused
+        stage.names.up = False
+        stage.proxy.reset()
+        stage.until(lambda before=refused: stage.names.refused >= before + 3, "look for the broker")  # type: ignore[misc]
+        stage.names.up = True
+        stage.until_more()
+
+
 def slow_line(stage: Stage, times: int) -> None:
     """600 +- 50 ms and 2 % loss: the stream goes on through it."""
     for _ in range(times):
@@ -159,6 +170,7 @@ def faults(clock: JumpingClock) -> list[Fault]:
         Fault("F7 slow", "600 +- 50 ms there and back, 2 % loss", slow_line, 5),
         Fault("F7 half-open", "bytes are taken and never handed on, for 5 s", with_line(Line(silent=True), 5.0), 5),
         Fault("F7 RST", "connections are reset", reset, 20, 3),
+        Fault("F7 DNS", "the connection breaks while no name resolves", lose_names, 10),
         Fault("F7 1 byte/s", "one byte a second, for 5 s", with_line(Line(bytes_per_s=1), 5.0), 3),
         Fault("F8", "the camera's clock jumps by an hour, a day, to 1970, and back", jump(clock), 4),
     ]

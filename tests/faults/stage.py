@@ -24,6 +24,7 @@ from scene_edge.edge.clock import Clock, SystemClock
 from scene_edge.edge.ledger import LedgerSnapshot
 from scene_edge.edge.settings import load_config
 from tests.data import REPOSITORY
+from tests.faults.names import BROKER, Names
 from tests.faults.proxy import CLEAR, Proxy
 
 SERVER = """
@@ -88,6 +89,7 @@ class Stage:
         self.folder, self._fps, self._clock = folder, fps, clock or SystemClock()
         self.broker = LocalBroker(folder, kind="mosquitto")
         self.proxy = Proxy(self.broker.port)
+        self.names = Names()
         self.camera: Camera | None = None
         self.servers: list[subprocess.Popen[bytes]] = []
         self.resumed_s: list[float] = []
@@ -98,11 +100,13 @@ class Stage:
     def __enter__(self) -> Stage:
         self.broker.start()
         self.proxy.__enter__()
+        self.names.__enter__()
         self.start_server()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill_server()
+        self.names.__exit__()
         self.proxy.__exit__()
         self.broker.stop()
 
@@ -199,7 +203,7 @@ class Stage:
     def play(self, harm: Callable[[Stage], None]) -> Verdict:
         """A live camera runs while `harm` does its worst; then the line is clear, and the camera may finish."""
         settings = [
-            f"mqtt.broker=mqtt://127.0.0.1:{self.proxy.port}", "camera=gate-1", "scene.enabled=false",
+            f"mqtt.broker=mqtt://{BROKER}:{self.proxy.port}", "camera=gate-1", "scene.enabled=false",
             "semantics.enabled=false", "source.url=testsrc:", "source.width=96", "source.height=64",
             "source.pace=realtime", f"source.fps={self._fps}", "video.gop=5", "video.threads=1", "mqtt.keepalive_s=2",
             "mqtt.backoff_base_ms=50", "mqtt.backoff_cap_ms=400", "mqtt.resend_after_s=1.5", "mqtt.drain_s=60",
@@ -226,6 +230,7 @@ class Stage:
             harm(self)
         finally:
             self.proxy.set(CLEAR)
+            self.names.up = True
             camera.stop()
             running.join()
         if failures:

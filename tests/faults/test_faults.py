@@ -18,6 +18,7 @@ from tests.faults.harm import (
     kill_broker,
     kill_server,
     kill_worker,
+    lose_names,
     outage,
     reset,
     suspend_owner,
@@ -32,11 +33,13 @@ for needed in ("fastapi", "uvicorn", "sqlalchemy"):
 
 @pytest.mark.skipif(mosquitto_path() is None, reason="mosquitto is not installed")
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    """One camera through a killed broker, a killed server, a line that goes and comes, resets, and a jumping clock."""
+    """One camera through names that do not resolve, a killed broker and server, a line that comes and goes, resets, and
+    a jumping clock."""
     clock = JumpingClock()
 
     def harm(stage: Stage) -> None:
         reset(stage, 1)
+        lose_names(stage, 1)
         kill_broker(stage, 1)
         with_line(Line(up=False), 0.5)(stage, 1)
         clock.jump_ns = None

@@ -27,7 +27,7 @@ from tests.load.loads import LOADS, Load, Outcome, Size
 def row(load: Load, size: Size, outcome: Outcome) -> str:
     asked = ", ".join(f"{name}: {'yes' if met else '**NO**'}" for name, met in outcome.demands.items())
     found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in outcome.figures.items())
-    return f"| {load.key}: {load.says} | {size.cameras} | {asked} | {found} |"
+    return f"| {load.key}: {load.says} | {size.cameras} | {size.processes} | {asked} | {found} |"
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--only", help="loads whose name begins so, such as L4")
     parser.add_argument("--few", action="store_true", help="as much as a test run does")
     parser.add_argument("--cameras", type=float, default=1.0, metavar="SHARE", help="this share of the cameras")
-    parser.add_argument("--processes", type=int, default=1, help="worker processes of the server (engine.processes)")
+    parser.add_argument("--processes", type=int, help="worker processes of the server, in place of each load's own")
     parser.add_argument("--report", type=Path, help="write the page here as well")
     options = parser.parse_args()
     chosen = [load for load in LOADS if load.key.startswith(options.only or "")]
@@ -53,7 +53,7 @@ def main() -> int:
 
             size = load.few if options.few else load.full
             cameras = max(2, round(size.cameras * options.cameras))
-            size = replace(size, cameras=cameras, processes=options.processes)
+            size = replace(size, cameras=cameras, processes=options.processes or size.processes)
             outcome = asyncio.run(load.run(size, step))
             bar.update(task, completed=1.0, description=load.key)
             rows.append(row(load, size, outcome))
@@ -63,12 +63,11 @@ def main() -> int:
         [
             f"# Load: {'every demand is met' if met else 'NOT every demand is met'}",
             "",
-            f"Broker, server (engine.processes: {options.processes}) and cameras together on {cores} core(s), "
-            f"{platform.machine()}; "
+            f"Broker, server and cameras together on {cores} core(s), {platform.machine()}; "
             f"the machine's load was {os.getloadavg()[0]:.1f}.",
             "",
-            "| load | cameras | asked | measured |",
-            "|---|---|---|---|",
+            "| load | cameras | processes | asked | measured |",
+            "|---|---|---|---|---|",
             *rows,
         ]
     )

@@ -22,7 +22,8 @@ Step = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """`cameras` for `seconds`. `full` is as promised; a test run takes less of everything."""
+    """`cameras` for `seconds`, on a server of so many worker `processes` (1: in its own). `full` is as promised; a test
+    run takes less of everything."""
 
     cameras: int
     seconds: float
@@ -215,7 +216,7 @@ async def hot_camera(size: Size, step: Step) -> Outcome:
 
 
 LOADS = (
-    Load("L1", "cameras x 2 records/s x 1 kB", steady, Size(1000, 60), Size(40, 3)),
+    Load("L1", "cameras x 2 records/s x 1 kB", steady, Size(1000, 60, processes=2), Size(40, 3, processes=2)),
     Load("L3", "the broker is killed and comes back", broker_restart, Size(1000, 0), Size(60, 0)),
     Load("L4", "a backlog drains behind the live records", backlog, Size(200, 0, 600), Size(10, 0, 30)),
     Load("L6", "one camera at 50 times its rate", hot_camera, Size(200, 60), Size(20, 8, queue_messages=64)),

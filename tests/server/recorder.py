@@ -82,7 +82,7 @@ class Desk:
     def make_worker(self, camera: str, _stop: threading.Event) -> Recorder:
         if self._fails:
             self._fails -= 1
-            raise StoreError("database is locked")
+            raise StoreError("database is locked") if self._fails else ValueError("a bug")
         return Recorder(camera, self._hub, self._publish, self._plan.gate)
 
     def close(self) -> None:

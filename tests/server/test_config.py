@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scene_edge.codec.errors import ConfigError
-from scene_edge.server.config import load_config, parse_listen
+from scene_edge.server.config import cores, load_config, parse_listen
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
@@ -73,3 +73,14 @@ def test_addresses() -> None:
     for wrong in ("", "host", "host:", "host:99999", "host:x"):
         with pytest.raises(ConfigError, match="address"):
             parse_listen(wrong)
+
+
+@pytest.mark.parametrize(("said", "count"), [(1, 1), (3, 3), ("auto", cores())])
+def test_worker_processes(said: object, count: int) -> None:
+    assert load_config(environ={}, overrides={"engine.processes": said}).engine.count == count
+
+
+@pytest.mark.parametrize("said", [0, -1, 257, "many", 1.5])
+def test_no_number_of_worker_processes(said: object) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.processes"):
+        load_config(environ={}, overrides={"engine.processes": said})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scene_edge.codec.errors import StoreError
 from scene_edge.server.group import GroupCommit
 from scene_edge.server.history import History, Latencies
+from scene_edge.server.state import CameraState
 from scene_edge.server.store import Batch, FencedError, FrameResult, Store
 from scene_edge.server.throttle import FULL, Throttle
 from scene_edge.server.worker import Inbound
@@ -168,3 +169,18 @@ def test_a_history_keeps_the_latest_points_in_order(length: int) -> None:
     for point in points:
         history.add(point)
     assert history.points() == points[-length:]
+
+
+def test_what_was_noted_before_a_worker_process_is_added_to_its_view_once() -> None:
+    there, here = CameraState("gate"), CameraState("gate")
+    there.dropped("video_corrupt", 2)
+    there.dropped("throttled")
+    here.dropped("throttled", 3)
+    here.degrade("throttle", "throttled: too fast")
+    view = there.view() | {"status": "online"}
+    for _ in range(2):
+        noted = here.annotated(view)
+        assert noted["server"]["dropped"] == {"video_corrupt": 2, "throttled": 4}
+        assert noted["degraded"] == ["server: throttled: too fast"]
+        assert noted["status"] == "degraded"
+    assert view["degraded"] == []

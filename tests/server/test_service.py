@@ -286,6 +286,67 @@ def test_foreign_and_bad_messages_are_counted_and_change_nothing(tmp_path: Path,
         client.close()
 
 
+@pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
+def test_garbage_that_a_broker_retains_is_counted_and_the_camera_works(tmp_path: Path) -> None:
+    """It comes with every subscription, before anything true."""
+    camera = FakeCamera(None)
+    with LocalBroker(tmp_path, kind="mosquitto") as broker:
+        client = Client(broker.port)
+        for leaf in ("video", "semantic", "birth", "ledger", "status"):
+            topic = f"{client.topics.root}/{leaf}"
+            client._client.publish(topic, b"\xff[garbage", 1, True).wait_for_publish(PATIENCE_S)
+        with running(settings(tmp_path, broker.port)) as server:
+            server.wait_connected(PATIENCE_S)
+            until(lambda: server.dropped == {"retained_media": 2}, "the counts")
+            for leaf, payload in camera.stream():
+                client.send(leaf, payload)
+            until(lambda: client.acked() == 2 * GOP - 1, "the last acknowledgement")
+            (view,) = server.hub.cameras()
+        client.close()
+    assert view["status"] == "online"
+    assert view["server"]["dropped"] == {"birth_corrupt": 1, "ledger_corrupt": 1}
+
+
+@pytest.mark.skipif("mosquitto" not in available_brokers(), reason="mosquitto is not installed")
+def test_worker_processes_commit_acknowledge_and_show_as_one_process_does(tmp_path: Path) -> None:
+    """Real processes, the broker's connection and the page in this one; and a database that all of them write to."""
+    changes = {"engine.processes": 2, "analytics.detector": "off", "analytics.actions": [], "fusion.enabled": False}
+    cameras = [FakeCamera(None, camera=name) for name in ("gate-1", "gate-2", "gate-3", "gate-4")]
+    with LocalBroker(tmp_path, kind="mosquitto") as broker:
+        server = Server(settings(tmp_path, broker.port, **changes))
+        server.start()
+        server.wait_connected(PATIENCE_S)
+        clients = [Client(broker.port, camera.camera) for camera in cameras]
+        for camera, client in zip(cameras, clients, strict=True):
+            for leaf, payload in camera.stream():
+                client.send(leaf, payload)
+        for client in clients:
+            until(lambda client=client: client.acked() == 2 * GOP - 1, "the last acknowledgement")  # type: ignore[misc]
+        assert server.drain(PATIENCE_S)
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as web:
+            views = web.get("/api/cameras").json()
+            workers = web.get("/healthz").json()["workers"]
+            assert web.get("/api/cameras/gate-1/picture/lossy.jpg").content[:2] == b"\xff\xd8"
+            assert web.get("/api/cameras/gate-1/picture/fused.jpg").status_code == 404
+            assert web.get("/api/cameras/gate-1/history").status_code == 200
+            assert web.get("/api/cameras/nobody/history").status_code == 404
+            metrics = web.get("/metrics").text
+            with web.stream("GET", "/api/events") as events:
+                told = next(line for line in events.iter_lines() if line.startswith("data:"))
+        for client in clients:
+            client.close()
+        rows = [server.store.count_frames(camera.camera, camera.session) for camera in cameras]
+        server.stop()
+    assert rows == [2 * GOP] * 4
+    assert [view["camera"] for view in views] == [camera.camera for camera in cameras]
+    assert {view["server"]["committed"] for view in views} == {2 * GOP}
+    assert all(worker["cameras"] for worker in workers)
+    assert [worker["state"] for worker in workers] == ["running"] * 2
+    assert len(json.loads(told.removeprefix("data:"))["cameras"]) == 4
+    assert "scene_edge_worker_processes 2.0" in metrics
+    assert "scene_edge_worker_restarts_total 0.0" in metrics
+
+
 def test_without_a_broker_the_page_says_so(tmp_path: Path) -> None:
     with running(settings(tmp_path, free_port())) as server, httpx.Client(base_url=server.url) as web:
         answer = web.get("/healthz")
