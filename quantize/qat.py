@@ -269,7 +269,7 @@ def _learn(
         with torch.enable_grad():
             loss = torch.stack(list(judge.errors(crop, weights).values())).sum()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
 
 
