@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.clips import Clip, parts_of_clip
 from benchmarks.int8_loss import FLOAT, losses, variants_of
 from scene_edge.codec.errors import ConfigError
 
@@ -52,3 +54,15 @@ def test_float_comes_first_and_a_system_without_a_network_is_refused() -> None:
     for system in ("x264", "x265"):
         with pytest.raises(ConfigError, match="no INT8"):
             variants_of([system], ["onnx"])
+
+
+@pytest.mark.parametrize(
+    ("frames", "count", "starts"),
+    [(100, 3, [0, 35, 70]), (100, 1, [0]), (61, 3, [0, 31]), (30, 3, [0]), (12, 3, [0])],
+)
+def test_parts_of_a_clip_lie_apart_and_within_it(frames: int, count: int, starts: list[int]) -> None:
+    clip = Clip("vos/a", Path("a.mp4"), "vos", None, 64, 48, 25.0, frames)
+    parts = parts_of_clip(clip, count, 30)
+    assert [part.first for part in parts] == starts
+    assert all(part.first + part.frames <= frames for part in parts)
+    assert len({part.name for part in parts}) == len(parts)
