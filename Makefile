@@ -33,7 +33,7 @@ fuzz: $(VENV)/.dev ## Ten million mutants through every parser, and a page of wh
 bench: $(VENV)/.dev ## Bitrate against accuracy on the development clips (hours; see benchmarks/)
 	$(BIN)/python -m benchmarks.rate_accuracy $(ARGS)
 
-faults: $(VENV)/.dev ## Kill broker, server and workers, break the line, turn the clock, damage the spool everywhere (15 minutes)
+faults: $(VENV)/.dev ## Kill broker, server and workers, break the line, turn the clock, damage the spool everywhere (20 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 	SCENE_EDGE_TEST_EVERYTHING=1 $(BIN)/python -m pytest -q --timeout 1800 tests/edge/test_spool_file.py
 

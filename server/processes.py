@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -39,8 +40,8 @@ SILENT_S = 60.0
 """A process that does not even say that it lives for so long is killed."""
 
 RESTART_FIRST_S, RESTART_LAST_S = 0.1, 5.0
-SETTLED_S = 10.0
-"""One that ran for so long is restarted at once when it dies."""
+OFTEN, OFTEN_S = 30, 60.0
+"""One that was ready is restarted at once when it dies, unless it does so this often in so long."""
 
 CLOSE_S = 40.0
 REMEMBERED = ("status", "birth")
@@ -152,6 +153,7 @@ class _Member:
         self._company = 1
         self._restarts = 0
         self._why = ""
+        self._died_s: deque[float] = deque(maxlen=OFTEN)
         self._ready = self._closing = False
         self._enough = threading.Event()
         self._process, self._link = self._start()
@@ -250,7 +252,6 @@ class _Member:
         """Hear the process, and start the next one where it dies."""
         delay_s = RESTART_FIRST_S
         while True:
-            started_s = time.monotonic()
             for items in self._link.received():
                 self._heard_s = time.monotonic()
                 for item in items:
@@ -260,11 +261,16 @@ class _Member:
             if self._closing:
                 break
             log.error("worker process died", pid=self._process.pid, status=status, cameras=len(self._lanes))
-            delay_s = RESTART_FIRST_S if time.monotonic() > started_s + SETTLED_S else min(delay_s * 2, RESTART_LAST_S)
+            delay_s = RESTART_FIRST_S if self._may_hurry() else min(delay_s * 2, RESTART_LAST_S)
             if self._enough.wait(delay_s):
                 break
             self._restart()
         self._forget_questions()
+
+    def _may_hurry(self) -> bool:
+        now_s = time.monotonic()
+        self._died_s.append(now_s)
+        return self._ready and (len(self._died_s) < OFTEN or self._died_s[0] < now_s - OFTEN_S)
 
     def _restart(self) -> None:
         self._forget_questions()
@@ -302,7 +308,11 @@ class _Member:
             future.set_result(None)
 
     def _watch(self) -> None:
-        while not self._enough.wait(SILENT_S / 10):
+        period_s, looked_s = SILENT_S / 10, time.monotonic()
+        while not self._enough.wait(period_s):
+            last_s, looked_s = looked_s, time.monotonic()
+            if looked_s > last_s + 2 * period_s:
+                self._heard_s = looked_s  # we stood still ourselves, and have heard nobody
             self.kill_if_silent(SILENT_S)
 
     def kill_if_silent(self, silent_s: float) -> None:
