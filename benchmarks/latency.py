@@ -148,7 +148,7 @@ def rows_of(
     else:
         server.run(engines)
     for row in (*camera.rows, *server.rows):
-        if row.stage != "publish" and (form != "float" or row.stage in NETWORKS):
+        if row.stage != "publish" and (form != "float" or (row.stage in NETWORKS and row.precision == "fp32")):
             yield {**row.as_json(), "form": form}
 
 

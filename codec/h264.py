@@ -44,6 +44,13 @@ class Decoded(NamedTuple):
     qp: float | None
 
 
+MAX_NAL_UNITS = 1024
+"""Of one access unit. FFmpeg takes 4 kB for each, whatever it holds; a picture has at most 600 slices (table A-1)."""
+
+_START_CODE = b"\x00\x00\x01"
+"""In front of each NAL unit, and nowhere inside one (clause 7.4.1)."""
+
+
 class H264Decoder:
     """Access units in, pictures out; low delay, so a stream without B-frames gives each picture at once.
 
@@ -63,6 +70,10 @@ class H264Decoder:
         """
         if not 0 < len(annexb) <= MAX_ACCESS_UNIT_BYTES:
             raise DecoderError("access unit is empty or too large", got=f"{len(annexb)} bytes")
+        if (units := annexb.count(_START_CODE)) > MAX_NAL_UNITS:
+            raise DecoderError(
+                "access unit is cut into too many pieces", got=units, allowed=f"{MAX_NAL_UNITS} NAL units"
+            )
         packet: av.Packet[Any] = av.Packet(annexb)
         packet.pts = packet.dts = frame_seq
         self._pending[frame_seq] = None

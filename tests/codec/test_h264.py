@@ -11,7 +11,7 @@ import pytest
 
 from scene_edge.codec.annexb import MAX_ACCESS_UNIT_BYTES, iter_nals, to_annexb
 from scene_edge.codec.errors import DecoderError
-from scene_edge.codec.h264 import Decoded, H264Decoder, has_idr
+from scene_edge.codec.h264 import MAX_NAL_UNITS, Decoded, H264Decoder, has_idr
 from scene_edge.codec.media import planes_of
 from scene_edge.codec.sei import ANCHOR_UUID, insert_sei, strip_sei
 from tests.codec.streams import access_units, picture
@@ -118,6 +118,15 @@ def test_what_is_no_access_unit(data: bytes) -> None:
 def test_too_large_is_refused() -> None:
     with pytest.raises(DecoderError):
         H264Decoder().decode(bytes(MAX_ACCESS_UNIT_BYTES + 1), 0)
+
+
+def test_a_picture_in_too_many_pieces_is_refused_before_ffmpeg_sees_it() -> None:
+    (unit,) = access_units(1, 96, 64)
+    pieces = len(list(iter_nals(unit)))
+    filler = b"\x00\x00\x01\x0c\xff\x80"
+    assert len(H264Decoder().decode(unit + filler * (MAX_NAL_UNITS - pieces), 0)) == 1
+    with pytest.raises(DecoderError, match="too many pieces"):
+        H264Decoder().decode(unit + filler * (MAX_NAL_UNITS - pieces + 1), 0)
 
 
 @pytest.mark.parametrize("size", [(96, 66), (1024, 1024)])

@@ -26,7 +26,7 @@ def test_no_bomb_goes_off() -> None:
 
 
 def test_one_that_did_would_be_seen() -> None:
-    hungry = Target("hungry", lambda _random: b"", lambda _data: bytearray(80 << 20), (), ())
+    hungry = Target("hungry", lambda _random: b"", lambda _data: bytearray(4 << 30), (), ())
     assert str(in_child(hungry, [b""])).startswith("MemoryError")
     assert in_child(Target("idle", lambda _random: b"", lambda _data: None, (), ()), [b""]) != []
 

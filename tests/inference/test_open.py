@@ -196,7 +196,7 @@ def test_not_a_number_for_zeros_is_refused(folder: Path) -> None:
     inputs[0]["shape"], inputs[1]["shape"] = [1, 16, 24, 24], [1, 4, 4, 6]
     bundle = rewrite(folder, [{"engine": "onnx", "precision": "fp32", "file": "nan.onnx"}], inputs=inputs, golden=None)
     with pytest.raises(EngineError, match="not finite"):
-        open_session(bundle, "tiny", height=None, width=None, precision="fp32")
+        open_session(bundle, "tiny", height=None, width=None, prefer=("onnx",), precision="fp32")
 
 
 def test_other_inputs_and_outputs_than_the_manifest_says(folder: Path) -> None:
