@@ -106,7 +106,8 @@ def run(
                 task["crf"] = crf
                 task["zoo"] = None if zoo is None else str(zoo.resolve())
                 parts = parts_of(name)
-                runs[name].append(run_apart(system=name, scene=parts.scene, semantics=parts.semantics, **task))
+                whose = {"scene": parts.scene, "weights": parts.weights, "semantics": parts.semantics}
+                runs[name].append(run_apart(system=name, **whose, **task))
     results = {name: median_of(found) for name, found in runs.items()}
     show(results, size, crf, console)
     report |= {

@@ -19,6 +19,7 @@ from scene_edge.codec.errors import SceneEdgeError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.latents import LatentEncoder
 from scene_edge.codec.planes import Planes
+from scene_edge.edge.attention import AttentionFilter
 from scene_edge.edge.clip import encode_clip
 from scene_edge.edge.encoders import LibavEncoder
 from scene_edge.edge.networks import open_networks
@@ -28,6 +29,7 @@ from scene_edge.edge.settings import load_config
 
 STAGES = (
     (SceneFilter, "apply", "scene"),
+    (AttentionFilter, "apply", "scene"),
     (LibavEncoder, "encode", "x264"),
     (H264Decoder, "decode", "local decode"),
     (SemanticEncoder, "encode", "semantics"),
@@ -81,7 +83,7 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
     for owner, name, stage in STAGES:
         setattr(owner, name, _timed(getattr(owner, name), stage, spent))
     overrides = [f"scene.enabled={str(task['scene']).lower()}", f"semantics.enabled={str(task['semantics']).lower()}"]
-    overrides.append(f"video.crf={task['crf']}")
+    overrides += [f"scene.weights={task['weights']}", f"video.crf={task['crf']}"]
     if task["threads"] is not None:
         overrides += [f"{section}.threads={task['threads']}" for section in ("scene", "semantics")]
     if task["zoo"] is not None:
@@ -102,7 +104,11 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
 
     clip = encode_clip(counted(), task["fps"], config, networks=networks, session_id=1)
     frames -= WARM_UP
-    whole = [stage for _, _, stage in STAGES if not stage.startswith("(") and stage in spent.wall]
+    whole = [
+        stage
+        for stage in dict.fromkeys(stage for _, _, stage in STAGES)
+        if not stage.startswith("(") and stage in spent.wall
+    ]
     wall_s, cpu_s = (sum(times[stage] for stage in whole) for times in (spent.wall, spent.cpu))
     wall_ms, cpu_ms = (
         {stage: 1000 * value / frames for stage, value in times.items()} for times in (spent.wall, spent.cpu)

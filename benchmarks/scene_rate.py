@@ -21,11 +21,11 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.kernels import Kernels
 from scene_edge.codec.media import read_video
 from scene_edge.codec.planes import Planes
-from scene_edge.edge.scene import SceneFilter
+from scene_edge.edge.networks import open_prefilter
 from scene_edge.edge.scene_guard import GuardSettings, RateGuard, coded_bytes
 from scene_edge.inference.session import Session, open_session
 
-EXAMPLE = "Example: python -m benchmarks.scene_rate --clips mot,vos --crfs 27"
+EXAMPLE = "Example: python -m benchmarks.scene_rate --clips mot,vos --crfs 27 --bundle scene-machine"
 
 GOP, PRESET = 30, "superfast"
 
@@ -38,7 +38,7 @@ def opened(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels
 def ratio(clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, max_rise: float | None) -> tuple[float, float]:
     """Bytes with the filter over bytes without, and the strength at which it ended."""
     guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, clip.fps))
-    scene = SceneFilter(bundle, pictures[0].width, pictures[0].height, opened, guard=guard, crf=float(crf))
+    scene = open_prefilter(bundle, opened, pictures[0].width, pictures[0].height, guard=guard, crf=float(crf))
     filtered = [scene.apply(planes, round(index * 1e9 / clip.fps)) for index, planes in enumerate(pictures)]
     strength = scene.strength
     scene.close()
