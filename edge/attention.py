@@ -24,6 +24,7 @@ from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 
 F32 = NDArray[np.float32]
 I16 = NDArray[np.int16]
+I64 = NDArray[np.int64]
 
 WHERE = "where"
 """The graph that says where something is, and the part of the manifest that says how that is used."""
@@ -234,24 +235,29 @@ def blend(fine: U8, coarse: U8, kept: I16) -> U8:
 
 def enlarged(share: F32, width: int, height: int, seen: tuple[int, int]) -> I16:
     """A map over cells of a picture of size `seen`, (width, height), at each sample of one `width` x `height`:
-    bilinear between the middles of cells, in KEPT parts."""
+    bilinear between the middles of cells, in KEPT parts.
+
+    No matrix product: BLAS would wake its threads for it, and let them spin beside the encoder.
+    """
     rows, columns = share.shape
-    down = _between(height, seen[1] / CELL, rows)
-    across = _between(width, seen[0] / CELL, columns)
-    full = ((down @ share) @ across.T) * np.float32(KEPT)
-    return np.rint(full, out=full).astype(np.int16)
+    left, right, part = _between(width, seen[0] / CELL, columns)
+    across = share[:, left] + (share[:, right] - share[:, left]) * part
+    lines = np.rint(across * KEPT).astype(np.int16)
+    above, below, part = _between(height, seen[1] / CELL, rows)
+    full: I16 = lines[below]
+    full -= lines[above]
+    full *= np.rint(part * KEPT).astype(np.int16)[:, None]
+    full += KEPT // 2
+    full >>= 7
+    full += lines[above]
+    return full
 
 
-def _between(count: int, cells: float, known: int) -> F32:
-    """Weights [count, known] of a linear interpolation: `count` samples spread over `cells` cells."""
+def _between(count: int, cells: float, known: int) -> tuple[I64, I64, F32]:
+    """Of each of `count` samples spread over `cells` cells: the cells before and behind it, and the latter's part."""
     place = ((np.arange(count) + 0.5) * cells / count - 0.5).clip(0, known - 1)
-    before = np.minimum(place.astype(np.int64), max(0, known - 2))
-    part = (place - before).astype(np.float32)
-    weights = np.zeros((count, known), np.float32)
-    samples = np.arange(count)
-    weights[samples, before] = 1.0 - part
-    weights[samples, np.minimum(before + 1, known - 1)] += part
-    return weights
+    before = place.astype(np.int64)
+    return before, np.minimum(before + 1, known - 1), (place - before).astype(np.float32)
 
 
 def _attention(bundle: Bundle) -> Attention:
