@@ -98,8 +98,8 @@ class AttentionFilter:
 
     @property
     def strength(self) -> float:
-        """1: as the map says; 0: frames pass as they are."""
-        return self._strength
+        """1: as the map says; 0: frames pass as they are, for what they would cost or because they are good enough."""
+        return 0.0 if self._keeps_all else self._strength
 
     def apply(self, planes: Planes, capture_ns: int) -> Planes:
         """Filter one frame. `capture_ns` decides when the network looks again. Raises EngineError."""
@@ -109,6 +109,10 @@ class AttentionFilter:
         cut = self._cuts.is_cut(planes)
         if cut and self._guard is not None:
             self._guard.reset()
+        if self._keeps_all:
+            self._there = self._kept = self._looked_ns = None
+            self._frames += 1
+            return planes
         self._look(planes, capture_ns, cut)
         if self._waiting is not None and self._may_change:
             self._take(self._waiting)
@@ -179,6 +183,11 @@ class AttentionFilter:
         luma = enlarged(share, width, height, seen)
         chroma = enlarged(share, width // 2, height // 2, seen)
         return luma, chroma
+
+    @property
+    def _keeps_all(self) -> bool:
+        """No map is needed, nor any network."""
+        return self._least_kept >= 1.0
 
     @property
     def _least_kept(self) -> float:

@@ -1,8 +1,8 @@
 """Where something is that a task needs: a soft map for SCENE's machine variant, distilled from detectors.
 
 The body is Sem-Net, a frozen FastestDet taught on 118,000 pictures; a small head says of each cell of 16 x 16 samples
-how sure it is that an object covers it. What it is taught is what two detectors of different make are sure of: boxes
-of YOLOX-nano, and those that FastestDet itself claims in the same picture, of whatever class.
+how sure it is that an object covers it. What it is taught is what two detectors of different make are sure of: persons
+and vehicles of YOLOX-nano, and whatever FastestDet itself claims in the same picture.
 """
 
 from __future__ import annotations

@@ -121,6 +121,19 @@ def test_good_pictures_pass_and_coarse_ones_follow_the_map_alone(zoo: Path) -> N
     scene.close()
 
 
+def test_pictures_that_are_good_enough_cost_no_network_and_the_page_can_tell(zoo: Path) -> None:
+    scene, looks = opened(zoo, crf=26.0), []
+    run = scene._where.run
+    scene._where.run = lambda inputs: looks.append(1) or run(inputs)  # type: ignore[method-assign,func-returns-value]
+    picture = textured()
+    assert scene.apply(picture, 0) is picture
+    assert (looks, scene.strength) == ([], 0.0)
+    scene.close()
+    scene = opened(zoo, crf=28.0)
+    assert scene.strength == 1.0
+    scene.close()
+
+
 def test_what_was_there_fades_and_a_cut_forgets_it(zoo: Path, tmp_path: Path) -> None:
     bundle = where_bundle(tmp_path / "where-tiny", high=0.45, fade=0.8)
     scene, kept = AttentionFilter(bundle, *SIZE, onnx_session), []
