@@ -25,12 +25,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import structlog
 
 from scene_edge.inference.seam import Order, Tensors
 
 MAX_FILES = 24
 MAX_BYTES = 256 << 20
 """Of one file: the compiled form of the largest network that trains here is below it."""
+
+log = structlog.get_logger(__name__)
 
 _MAGIC = b"scene-edge proof 1\n"
 _TAKEN = ".taken"
@@ -96,7 +99,8 @@ class Proofs:
             temporary.replace(self._path(key))
             self._path(key, _TAKEN).unlink(missing_ok=True)
             self._make_room()
-        except OSError:
+        except OSError as error:
+            log.warning("what was proven cannot be kept: the next start takes as long", error=str(error))
             return False
         return True
 

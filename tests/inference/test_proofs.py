@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import structlog.testing
 
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.errors import EngineError
@@ -312,8 +313,10 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(bundle: Bundle, tmp_
 
 def test_a_folder_that_is_a_file_costs_nothing_else(bundle: Bundle, tmp_path: Path, opened: Opened) -> None:
     (tmp_path / "proofs").write_text("in the way")
-    start(bundle, tmp_path, "onnx").close()
+    with structlog.testing.capture_logs() as said:
+        start(bundle, tmp_path, "onnx").close()
     assert opened == REHEARSED
+    assert ["cannot be kept" in entry["event"] for entry in said] == [True]
 
 
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
