@@ -58,6 +58,7 @@ VARIANTS = {
     "half": Variant("second block from its own features", {"size": "scene-s-half"}),
     "own": Variant("both blocks from their own features (AsConvSR)", {"size": "scene-s-own"}),
     "temporal": Variant("sees its last output", {"size": "scene-s-temporal"}),
+    "wide": Variant("twice the width (scene-m)", {"size": "scene-m"}),
     "jpeg": Variant("JPEG proxy alone", {"proxy": "jpeg", "real_codec": False}),
     "hybrid": Variant("hybrid proxy alone", {"real_codec": False}),
     "jpeg-x264": Variant("x264 with JPEG's gradient", {"proxy": "jpeg"}),

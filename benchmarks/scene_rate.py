@@ -37,7 +37,7 @@ def opened(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels
 
 def ratio(clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, max_rise: float | None) -> tuple[float, float]:
     """Bytes with the filter over bytes without, and the strength at which it ended."""
-    guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, clip.fps))
+    guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, fps=clip.fps))
     scene = open_prefilter(bundle, opened, pictures[0].width, pictures[0].height, guard=guard, crf=float(crf))
     filtered = [scene.apply(planes, round(index * 1e9 / clip.fps)) for index, planes in enumerate(pictures)]
     strength = scene.strength

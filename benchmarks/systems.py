@@ -44,6 +44,8 @@ class System:
     scene: bool = False
     weights: str = "human"
     """Whose SCENE."""
+    tune: str = "human"
+    """Whom x264 spends bits for."""
     semantics: bool = False
     fusion: bool = False
     codec: Codec | None = None
@@ -52,7 +54,7 @@ class System:
     """FFmpeg's filter in SCENE's place."""
 
 
-SYSTEMS: Mapping[str, System] = MappingProxyType(
+OURS: Mapping[str, System] = MappingProxyType(
     {
         "x264": System(),
         "scene": System(scene=True),
@@ -61,6 +63,14 @@ SYSTEMS: Mapping[str, System] = MappingProxyType(
         "both": System(scene=True, semantics=True, fusion=True),
         "machine": System(scene=True, weights="machine"),
         "machine-smc": System(scene=True, weights="machine", semantics=True, fusion=True),
+    }
+)
+"""Before and behind the camera's own x264, as it comes; with "-tuned" behind the name, for machines (video.tune)."""
+
+SYSTEMS: Mapping[str, System] = MappingProxyType(
+    {
+        **OURS,
+        **{f"{name}-tuned": replace(parts, tune="machine") for name, parts in OURS.items()},
         **{name: System(plain_filter=graph) for name, graph in FILTERS.items()},
         **{name: System(codec=codec) for name, codec in CODECS.items()},
         **{f"scene-{name}": System(scene=True, codec=CODECS[name]) for name in ("x265", "svtav1")},
@@ -131,6 +141,7 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
         "video.crf": coding.crf,
         "video.gop": coding.gop,
         "video.preset": coding.preset,
+        "video.tune": parts.tune,
         "video.threads": 1,
     }
     if coding.engine is not None:

@@ -156,6 +156,7 @@ def encoder_settings(config: CameraConfig, width: int, height: int, fps: float) 
         crf=video.crf,
         bitrate_kbps=video.bitrate_kbps,
         preset=video.preset,
+        tune=video.tune,
         threads=video.threads,
     )
 

@@ -180,6 +180,7 @@ def _encoders(config: CameraConfig) -> Iterator[Finding]:
         crf=config.video.crf,
         bitrate_kbps=config.video.bitrate_kbps,
         preset=config.video.preset,
+        tune=config.video.tune,
     )
     cache, passed = VerdictCache(), False
     for name in names:

@@ -139,7 +139,8 @@ def _guard(config: CameraConfig) -> RateGuard | None:
     """What keeps SCENE within scene.max_rise; none where the encoder holds a bitrate itself."""
     if config.scene.max_rise is None or config.video.bitrate_kbps is not None:
         return None
-    return RateGuard(GuardSettings(config.scene.max_rise, config.video.crf, config.video.preset, config.video.gop))
+    video = config.video
+    return RateGuard(GuardSettings(config.scene.max_rise, video.crf, video.preset, video.gop, video.tune))
 
 
 def _crf(config: CameraConfig) -> float | None:

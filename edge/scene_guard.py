@@ -38,6 +38,7 @@ class GuardSettings:
     crf: int
     preset: str
     gop: int
+    tune: str = "human"
     fps: float = 25.0
 
 
@@ -91,14 +92,18 @@ class RateGuard:
     def _bits(self, pictures: Sequence[Planes]) -> float:
         """Of a GOP, as far as these pictures tell."""
         settings = self._settings
-        key, *following = coded_bytes(pictures, settings.crf, settings.preset, settings.gop, settings.fps)
+        key, *following = coded_bytes(
+            pictures, settings.crf, settings.preset, settings.gop, settings.fps, settings.tune
+        )
         return 8 * (key + (settings.gop - 1) * sum(following) / len(following))
 
 
-def coded_bytes(pictures: Sequence[Planes], crf: int, preset: str, gop: int, fps: float) -> list[int]:
+def coded_bytes(
+    pictures: Sequence[Planes], crf: int, preset: str, gop: int, fps: float, tune: str = "human"
+) -> list[int]:
     """What x264 takes for each picture, with zero latency and one thread. Raises EncoderError."""
     size = pictures[0].width, pictures[0].height
-    encoder = create_encoder("libx264", EncoderSettings(*size, fps, gop, crf, None, preset, threads=1))
+    encoder = create_encoder("libx264", EncoderSettings(*size, fps, gop, crf, None, preset, tune, threads=1))
     try:
         coded = [item for pts, planes in enumerate(pictures) for item in encoder.encode(planes, pts)]
         return [len(item.data) for item in coded + encoder.flush()]

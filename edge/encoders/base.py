@@ -23,6 +23,7 @@ class EncoderSettings:
     crf: int
     bitrate_kbps: int | None
     preset: str = "superfast"
+    tune: str = "human"
     threads: int | None = None
 
 

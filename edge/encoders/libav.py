@@ -103,6 +103,8 @@ def _options(name: str, settings: EncoderSettings) -> dict[str, str]:
         parameters = (
             f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:bframes=0:repeat-headers=1:threads={threads}"
         )
+        if settings.tune == "machine":
+            parameters += ":aq-mode=0"  # it moves bits from busy blocks, which objects are, to plain ones
         if rate is not None:
             parameters += f":bitrate={rate}:vbv-maxrate={rate}:vbv-bufsize={rate}"
         options = {"preset": settings.preset, "tune": "zerolatency", "x264-params": parameters}

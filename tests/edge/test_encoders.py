@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scene_edge.codec.annexb import NAL_IDR, NAL_PPS, NAL_SPS, iter_nals
@@ -163,6 +164,20 @@ def test_an_encoder_that_gives_nothing_back_does_not_fill_the_memory() -> None:
         assert sequencer.encode(frame.planes, frame) == []
     assert sequencer.lost == 10
     assert sequencer.abandon() == MAX_INSIDE
+
+
+@pytest.mark.parametrize(("tune", "alike"), [("human", False), ("machine", True)])
+def test_tuned_for_machines_busy_blocks_are_quantised_no_more_coarsely_than_plain_ones(tune: str, alike: bool) -> None:
+    busy = np.full((64, 96), 100, np.uint8)
+    busy[:, 48:] = np.random.default_rng(5).integers(0, 255, (64, 48), np.uint8)
+    chroma = np.full((32, 48), 128, np.uint8)
+    encoder = LibavEncoder("libx264", replace(SETTINGS, tune=tune))
+    (coded,) = [*encoder.encode(Planes(busy, chroma, chroma), 0), *encoder.flush()]
+    encoder.close()
+    decoder = H264Decoder()
+    (picture,) = [*decoder.decode(coded.data, 0), *decoder.flush()]
+    assert picture.qp is not None
+    assert (picture.qp == round(picture.qp)) is alike
 
 
 def test_a_trial_in_a_child_process_passes_libx264_and_fails_the_rest() -> None:
