@@ -106,7 +106,12 @@ def run(
                 task["crf"] = crf
                 task["zoo"] = None if zoo is None else str(zoo.resolve())
                 parts = parts_of(name)
-                whose = {"scene": parts.scene, "weights": parts.weights, "semantics": parts.semantics}
+                whose = {
+                    "scene": parts.scene,
+                    "weights": parts.weights,
+                    "semantics": parts.semantics,
+                    "tune": parts.tune,
+                }
                 runs[name].append(run_apart(system=name, **whose, **task))
     results = {name: median_of(found) for name, found in runs.items()}
     show(results, size, crf, console)

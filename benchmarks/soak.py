@@ -39,8 +39,8 @@ from benchmarks import _report
 from benchmarks.network_cost import parse_sizes
 from scene_edge.broker import LocalBroker
 from scene_edge.codec.errors import ConfigError, RunError
+from scene_edge.codec.media import frame_of
 from scene_edge.codec.topics import Topics
-from scene_edge.edge.encoders.libav import frame_of
 from scene_edge.edge.sources.street import Street
 
 EXAMPLE = "Example: python -m benchmarks.soak --minutes 20 --size 960x540 --json soak.json --plot docs/soak.png"

@@ -43,6 +43,27 @@ def planes_of(frame: av.video.frame.VideoFrame, width: int | None = None, height
     return Planes(y, u, v)
 
 
+def frame_of(planes: Planes) -> av.video.frame.VideoFrame:
+    """Planes as FFmpeg's frame, copied row by row since FFmpeg pads its rows."""
+    frame = av.video.frame.VideoFrame(planes.width, planes.height, "yuv420p")
+    for target, plane in zip(frame.planes, (planes.y, planes.u, planes.v), strict=True):
+        rows = np.frombuffer(memoryview(target), np.uint8).reshape(-1, target.line_size)
+        rows[: plane.shape[0], : plane.shape[1]] = plane
+    return frame
+
+
+def reduced(planes: Planes, width: int, height: int) -> Planes:
+    """The picture at a smaller size, both sides even: means over areas. At its own size it is the same object."""
+    if (planes.width, planes.height) == (width, height):
+        return planes
+    return planes_of(frame_of(planes), width, height)
+
+
+def magnified(planes: Planes, width: int, height: int) -> Planes:
+    """The picture at a larger size, both sides even: straight lines between its samples."""
+    return planes_of(frame_of(planes).reformat(width=width, height=height, interpolation="BILINEAR"))
+
+
 def probe(path: str | Path) -> VideoInfo:
     """Size and rate of the first video stream. Raises SourceError where there is none."""
     with _open(path) as container:

@@ -18,7 +18,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EntropyError, PacketError
 from scene_edge.codec.latents import I16, LatentDecoder, LatentTables
 from scene_edge.codec.packet import CODEC_SMC_GOP, DELTA, KEY, SemanticPacket
-from scene_edge.codec.planes import aligned
+from scene_edge.codec.planes import ALIGN, MAX_SIDE, aligned
 
 MAX_QUALITIES = 16
 STRIDES = (8, 16, 32)
@@ -64,8 +64,24 @@ def load_qualities(bundle: Bundle) -> tuple[Quality, ...]:
     return tuple(Quality(float(step), found) for step, found in zip(steps, tables, strict=True))
 
 
+def seen_size(bundle: Bundle, width: int, height: int) -> tuple[int, int]:
+    """Width and height of what an SMC bundle looks at, where pictures are of this size, in luma samples.
+
+    `max_side` of the bundle says how long the longer side may be; what is larger is looked at smaller, in its shape.
+    Raises BundleError.
+    """
+    most = bundle.parameters.get("max_side", MAX_SIDE)
+    if not isinstance(most, int) or isinstance(most, bool) or not ALIGN <= most <= MAX_SIDE:
+        raise BundleError(
+            f"bundle {bundle.name}: max_side is not usable", got=str(most)[:80], allowed=f"{ALIGN}..{MAX_SIDE}"
+        )
+    scale = min(1.0, most / max(width, height))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
 def latent_shape(bundle: Bundle, width: int, height: int) -> tuple[int, int, int]:
     """[C, h, w] of an SMC bundle's latents for pictures of width x height luma samples. Raises BundleError."""
+    width, height = seen_size(bundle, width, height)
     channels, stride = bundle.parameters.get("channels"), bundle.parameters.get("stride")
     if not isinstance(channels, int) or not isinstance(stride, int) or stride not in STRIDES:
         raise BundleError(

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.h264 import KEYFRAME_FINER
-from scene_edge.codec.media import planes_of
+from scene_edge.codec.media import magnified, reduced
 from scene_edge.codec.planes import U8, Planes, aligned, pack
-from scene_edge.edge.encoders.libav import frame_of
 from scene_edge.edge.prefilter import Beside, CutDetector, SessionOpener, check_size, engine_name
 from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 
@@ -156,7 +155,7 @@ class AttentionFilter:
         period_ns = self._use.period_ms * 1e6
         if not cut and self._looked_ns is not None and 0 <= capture_ns - self._looked_ns < period_ns:
             return
-        small = planes_of(frame_of(planes), *self._seen_size)
+        small = reduced(planes, *self._seen_size)
         found = self._where.run({"x": pack(small)[None]})["there"]
         if found.ndim != 4 or found.dtype != np.float32 or not np.isfinite(found).all():
             raise EngineError("what the network sees is no map", got=f"{found.dtype} {found.shape}")
@@ -227,8 +226,7 @@ def coarsened(planes: Planes, factor: int) -> Planes:
     """The picture without its fine detail: area averages of `factor` x `factor` samples, and linear between them."""
     width, height = planes.width, planes.height
     across, down = (max(2, side // factor // 2 * 2) for side in (width, height))
-    small = frame_of(planes).reformat(width=across, height=down, interpolation="AREA")
-    return planes_of(small.reformat(width=width, height=height, interpolation="BILINEAR"))
+    return magnified(reduced(planes, across, down), width, height)
 
 
 def blend(fine: U8, coarse: U8, kept: I16) -> U8:

@@ -16,7 +16,7 @@ from scene_edge.codec.errors import SourceError, TransportError
 from scene_edge.codec.h264 import H264Decoder
 from scene_edge.codec.identity import AccessUnit, Frame
 from scene_edge.codec.latents import FrameCode, LatentEncoder, message
-from scene_edge.codec.media import planes_of
+from scene_edge.codec.media import frame_of, planes_of
 from scene_edge.codec.packet import SemanticPacket
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.topics import Topics
@@ -24,7 +24,6 @@ from scene_edge.codec.videomessage import split_video
 from scene_edge.edge.batch import VideoBatch, Waiting
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.encoders import Sequencer, VideoEncoder
-from scene_edge.edge.encoders.libav import frame_of
 from scene_edge.edge.gop import GopCoder
 from scene_edge.edge.outbox import MAX_VIDEO_BYTES
 from scene_edge.edge.prefilter import PreFilter

@@ -17,9 +17,8 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.kernels import F32, KernelBank
-from scene_edge.codec.media import planes_of
+from scene_edge.codec.media import reduced
 from scene_edge.codec.planes import PACKED_CHANNELS, U8, Planes, aligned, pack, unpack
-from scene_edge.edge.encoders.libav import frame_of
 from scene_edge.edge.prefilter import Beside, CutDetector, SessionOpener, check_size, engine_name
 from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 from scene_edge.inference.session import Session
@@ -236,7 +235,7 @@ def _change(now: NDArray[np.float32], before: NDArray[np.float32]) -> float:
 
 def thumbnail(planes: Planes, rows: int, columns: int) -> U8:
     """The whole picture scaled to rows x columns luma samples, packed without padding: u8 [rows/4, columns/4, 24]."""
-    small = planes_of(frame_of(planes), columns, rows)
+    small = reduced(planes, columns, rows)
     # pack() pads to ALIGN below and to the right; the network wants the picture alone.
     return np.ascontiguousarray(pack(small)[: rows // 4, : columns // 4])
 

@@ -11,9 +11,10 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.latents import I16, FrameCode, LatentEncoder
+from scene_edge.codec.media import reduced
 from scene_edge.codec.packet import CODEC_SMC_GOP
-from scene_edge.codec.planes import Planes, aligned, pack
-from scene_edge.codec.quality import Quality, fused_from_qp, hold_of, latent_shape, load_qualities
+from scene_edge.codec.planes import U8, Planes, aligned, pack
+from scene_edge.codec.quality import Quality, fused_from_qp, hold_of, latent_shape, load_qualities, seen_size
 from scene_edge.edge.prefilter import SessionOpener, engine_name
 
 Choose = Callable[[Sequence[float]], int | None]
@@ -45,7 +46,8 @@ class SemanticEncoder:
         self._hold, self._frames = hold_of(bundle), 0
         self._fused_from_qp = fused_from_qp(bundle)
         self._width, self._height = width, height
-        rows, columns = aligned(height) // 4, aligned(width) // 4
+        self._seen = seen_size(bundle, width, height)
+        rows, columns = (aligned(side) // 4 for side in reversed(self._seen))
         self._zero_states = _zero_states(bundle, rows // 4, columns // 4)
         self._session = open_network(bundle, "encoder", rows, columns)
         self._states = dict(self._zero_states)
@@ -100,9 +102,12 @@ class SemanticEncoder:
     def mine(self, original: Planes, lossy: Planes, key: bool) -> NDArray[np.generic]:
         """The network alone: the float latent [1, C, h, w] of a frame that has one. `key` starts from zero states."""
         states = self._zero_states if key else self._states
-        out = self._session.run({"x": pack(original)[None], "lossy": pack(lossy)[None], **states})
+        out = self._session.run({"x": self._packed(original), "lossy": self._packed(lossy), **states})
         self._states = {name: out[following] for name, following in _STATES.items()}
         return out["latent"]
+
+    def _packed(self, picture: Planes) -> U8:
+        return pack(reduced(picture, *self._seen))[None]
 
     def _begin(self, latent: NDArray[np.generic], choose: Choose) -> None:
         quality = choose(offers(latent, self._qualities))

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 
 from scene_edge.codec.bundle import Bundle, shipped_bundles, shipped_zoo
 from scene_edge.codec.errors import BundleError, FormatError, PacketError
+from scene_edge.codec.media import magnified, reduced
 from scene_edge.codec.packet import SemanticPacket
-from scene_edge.codec.planes import Planes, aligned, pack, unpack
-from scene_edge.codec.quality import PacketDecoder, fused_from_qp, latent_shape
+from scene_edge.codec.planes import U8, Planes, aligned, pack, unpack
+from scene_edge.codec.quality import PacketDecoder, fused_from_qp, latent_shape, seen_size
 from scene_edge.inference.session import Session, open_session
 
 PREFERENCE = ("openvino", "onnx", "litert")
+
+UNCHANGED = 128
+"""What stands for no change where changes are samples."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +32,9 @@ log = structlog.get_logger(__name__)
 class FusionDecoder:
     """SMC decoder of one camera and size. Not thread-safe: one owner.
 
-    Shapes: pictures width x height; latents int16 `latent_shape`. Raises BundleError for a bundle
-    of another kind, EngineError where no runtime opens it.
+    Shapes: pictures width x height; latents int16 `latent_shape`. Where the bundle looks at smaller pictures than
+    these, what it changes there is put onto the whole ones. Raises BundleError for a bundle of another kind,
+    EngineError where no runtime opens it.
     """
 
     def __init__(
@@ -47,9 +52,10 @@ class FusionDecoder:
         self._fused_from_qp = fused_from_qp(bundle)
         self.latent_shape = latent_shape(bundle, width, height)
         self.bundle, self.width, self.height = bundle, width, height
-        self._h, self._w = aligned(height) // 4, aligned(width) // 4
+        self._seen = seen_size(bundle, width, height)
+        rows, columns = (aligned(side) // 4 for side in reversed(self._seen))
         self.session = session or open_session(
-            bundle, "decoder", height=self._h, width=self._w, prefer=prefer, precision=precision, threads=threads
+            bundle, "decoder", height=rows, width=columns, prefer=prefer, precision=precision, threads=threads
         )
         shapes = {name: info.shape for name, info in self.session.inputs.items()}
         self._zero_lossy = np.zeros(shapes["state_lossy"], np.float32)
@@ -101,16 +107,18 @@ class FusionDecoder:
             if step is None:
                 raise FormatError("a latent without its quantiser's step", hint="Take both from latent_of or step_of.")
             np.multiply(latent, np.float32(step), out=values[0])
+        seen = reduced(lossy, *self._seen)
         out = self.session.run(
             {
-                "lossy": pack(lossy)[None],
+                "lossy": pack(seen)[None],
                 "latent": values,
                 "state_lossy": self._state_lossy,
                 "state_fuse": self._state_fuse,
             }
         )
         self._state_lossy, self._state_fuse = out["next_lossy"], out["next_fuse"]
-        return unpack(np.asarray(out["fused"], np.uint8)[0], self.width, self.height)
+        fused = unpack(np.asarray(out["fused"], np.uint8)[0], *self._seen)
+        return fused if seen is lossy else changed_likewise(lossy, seen, fused)
 
     def close(self) -> None:
         self.session.close()
@@ -124,6 +132,28 @@ class FusionDecoder:
                 got=f"{packet.width}x{packet.height}",
                 allowed=f"{self.width}x{self.height}",
             )
+
+
+def changed_likewise(picture: Planes, small: Planes, changed: Planes) -> Planes:
+    """The picture with the change that its small copy went through: the fine detail of its own stays.
+
+    Changes by more than half the range are cut off there.
+    """
+    wide = magnified(Planes(*map(_offset, _each(changed), _each(small))), picture.width, picture.height)
+    return Planes(*map(_added, _each(picture), _each(wide)))
+
+
+def _each(planes: Planes) -> tuple[U8, U8, U8]:
+    return planes.y, planes.u, planes.v
+
+
+def _offset(changed: U8, small: U8) -> U8:
+    """What was added, with UNCHANGED for nothing."""
+    return (changed.astype(np.int16) - small + UNCHANGED).clip(0, 255).astype(np.uint8)
+
+
+def _added(plane: U8, change: U8) -> U8:
+    return (plane.astype(np.int16) + change - UNCHANGED).clip(0, 255).astype(np.uint8)
 
 
 class LatentFeed:

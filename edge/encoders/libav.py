@@ -11,10 +11,10 @@ import av.codec
 import av.error
 import av.video.codeccontext
 import av.video.frame
-import numpy as np
 
 from scene_edge.codec.errors import EncoderError
 from scene_edge.codec.h264 import has_idr
+from scene_edge.codec.media import frame_of
 from scene_edge.codec.planes import Planes
 from scene_edge.codec.sei import strip_sei
 from scene_edge.edge.encoders.base import X264_INFO_UUID, CodedPicture, EncoderSettings
@@ -84,15 +84,6 @@ class LibavEncoder:
 def coded_picture(data: bytes, pts: int) -> CodedPicture:
     data = strip_sei(data, X264_INFO_UUID)
     return CodedPicture(data, pts, has_idr(data))
-
-
-def frame_of(planes: Planes) -> av.video.frame.VideoFrame:
-    """Planes as FFmpeg's frame, copied row by row since FFmpeg pads its rows."""
-    frame = av.video.frame.VideoFrame(planes.width, planes.height, "yuv420p")
-    for target, plane in zip(frame.planes, (planes.y, planes.u, planes.v), strict=True):
-        rows = np.frombuffer(memoryview(target), np.uint8).reshape(-1, target.line_size)
-        rows[: plane.shape[0], : plane.shape[1]] = plane
-    return frame
 
 
 def _options(name: str, settings: EncoderSettings) -> dict[str, str]:

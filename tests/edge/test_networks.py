@@ -279,6 +279,18 @@ def test_state_lives_for_one_gop(zoo: Path) -> None:
     assert encoder.last_latents.shape == (2, 4, 6)
 
 
+def test_a_bundle_with_a_largest_side_looks_at_a_smaller_picture(zoo: Path) -> None:
+    bundle = Bundle.open("smc-tiny", zoo=zoo)
+    bundle.parameters = {**bundle.parameters, "max_side": 96}
+    encoder = SemanticEncoder(bundle, 192, 128, onnx_session)
+    encoder.encode(flat(50, 192, 128), flat(48, 192, 128), finest)
+    assert encoder.last_latents is not None
+    assert encoder.last_latents.shape == (2, 4, 6)
+    assert set(encoder.last_latents.ravel().tolist()) == {2}
+    with pytest.raises(EngineError, match="192x128"):
+        encoder.encode(flat(50), flat(48), finest)
+
+
 def test_a_held_latent_stands_until_the_next_of_its_own_or_a_keyframe(zoo: Path) -> None:
     bundle = Bundle.open("smc-tiny", zoo=zoo)
     bundle.parameters = {**bundle.parameters, "hold": 2}

@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EntropyError, FormatError, PacketError
-from scene_edge.server.fusion import BundleShelf, FusionDecoder, LatentFeed
+from scene_edge.codec.planes import U8, Planes
+from scene_edge.server.fusion import BundleShelf, FusionDecoder, LatentFeed, changed_likewise
 from tests.server.camera import CHANNELS, DARKER, GOP, HEIGHT, WIDTH, latents, packets, picture
 
 
@@ -87,6 +91,37 @@ def test_a_size_that_is_no_multiple_of_the_grid(bundle: Bundle) -> None:
     fused = decoder.fuse(picture(0, 90, 50), None, True)
     assert (fused.width, fused.height) == (90, 50)
     assert decoder.latent_shape == (CHANNELS, 4, 6)
+
+
+def test_a_bundle_that_looks_at_less_changes_the_whole_picture_and_keeps_its_detail(bundle: Bundle) -> None:
+    small = copy(bundle)
+    small.parameters = {**bundle.parameters, "max_side": WIDTH}
+    decoder = FusionDecoder(small, 2 * WIDTH, 2 * HEIGHT, prefer=("onnx",), precision="fp32", threads=1)
+    assert decoder.latent_shape == (CHANNELS, 4, 6)
+    packet = replace(packets(bundle, 1, latents(GOP))[0], width=2 * WIDTH, height=2 * HEIGHT)
+    assert len(decoder.decode_packet(packet)) == packet.count
+    lossy = picture(0, 2 * WIDTH, 2 * HEIGHT)
+    lossy.y[::2, ::2] ^= 1  # detail that no smaller picture shows
+    unchanged = decoder.fuse(lossy, None, True)
+    assert all(np.array_equal(getattr(unchanged, plane), getattr(lossy, plane)) for plane in "yuv")
+    darker = decoder.fuse(lossy, np.ones((CHANNELS, 4, 6), np.int16), True, 1.0)
+    assert np.abs(lossy.y.astype(int) - darker.y - DARKER).max() <= 1
+    with pytest.raises(FormatError, match="another size"):
+        decoder.fuse(picture(0), None, True)
+
+
+@given(arrays(np.uint8, (4, 6)), arrays(np.uint8, (4, 6)), st.integers(0, 255))
+def test_a_change_is_put_onto_whole_pictures(small: U8, changed: U8, grey: int) -> None:
+    def planes(luma: U8) -> Planes:
+        return Planes(luma, luma[::2, ::2], luma[::2, ::2])
+
+    whole = planes(np.full((16, 24), grey, np.uint8))
+    result = changed_likewise(whole, planes(small), planes(changed))
+    change = (changed.astype(int) - small).clip(-128, 127)
+    assert result.y.shape == (16, 24)
+    low, high = (int(np.clip(grey + side, 0, 255)) for side in (change.min(), change.max()))
+    assert low - 1 <= int(result.y.min())
+    assert int(result.y.max()) <= high + 1
 
 
 def test_what_does_not_belong_is_refused(bundle: Bundle, decoder: FusionDecoder) -> None:
