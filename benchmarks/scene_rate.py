@@ -35,14 +35,16 @@ def opened(bundle: Bundle, graph: str, height: int, width: int, kernels: Kernels
     return open_session(bundle, graph, height=height, width=width, prefer=("onnx",), threads=1, kernels=kernels)
 
 
-def ratio(clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, max_rise: float | None) -> tuple[float, float]:
+def ratio(
+    clip: Clip, pictures: list[Planes], bundle: Bundle, crf: int, tune: str, max_rise: float | None
+) -> tuple[float, float]:
     """Bytes with the filter over bytes without, and the strength at which it ended."""
-    guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, fps=clip.fps))
+    guard = None if max_rise is None else RateGuard(GuardSettings(max_rise, crf, PRESET, GOP, tune, clip.fps))
     scene = open_prefilter(bundle, opened, pictures[0].width, pictures[0].height, guard=guard, crf=float(crf))
     filtered = [scene.apply(planes, round(index * 1e9 / clip.fps)) for index, planes in enumerate(pictures)]
     strength = scene.strength
     scene.close()
-    taken = [sum(coded_bytes(seen, crf, PRESET, GOP, clip.fps)) for seen in (filtered, pictures)]
+    taken = [sum(coded_bytes(seen, crf, PRESET, GOP, clip.fps, tune)) for seen in (filtered, pictures)]
     return taken[0] / taken[1], strength
 
 
@@ -53,6 +55,7 @@ def run(
     width: Annotated[int, typer.Option(min=64, help="Wider clips are scaled down.")] = 960,
     frames: Annotated[int, typer.Option(min=2)] = GOP,
     max_rise: Annotated[float, typer.Option(help="As scene.max_rise.")] = 0.02,
+    tune: Annotated[str, typer.Option(help="As video.tune: human or machine.")] = "human",
     bundle: Annotated[str, typer.Option(help="Name or folder.")] = "scene-s",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
 ) -> None:
@@ -63,8 +66,8 @@ def run(
         size = min(width, clip.width) // 2 * 2
         pictures = [planes for planes, _ in read_video(clip.path, width=size, limit=frames)]
         for crf in _report.numbers(crfs):
-            free, _ = ratio(clip, pictures, shipped, crf, None)
-            held, strength = ratio(clip, pictures, shipped, crf, max_rise)
+            free, _ = ratio(clip, pictures, shipped, crf, tune, None)
+            held, strength = ratio(clip, pictures, shipped, crf, tune, max_rise)
             entries.append({"clip": clip.name, "crf": crf, "free": free, "held": held, "strength": strength})
     table = Table(title="bytes with SCENE over bytes without, at equal CRF", title_justify="left")
     for name in (
@@ -87,7 +90,7 @@ def run(
             cells += [f"{values.mean():.3f}", f"{values.max():.3f}", str(int((values > 1 + max_rise).sum()))]
         table.add_row(*cells, f"{np.mean([entry['strength'] for entry in found]):.2f}")
     _report.console().print(table)
-    _report.write_json(json_file, report | {"max_rise": max_rise, "rows": entries})
+    _report.write_json(json_file, report | {"max_rise": max_rise, "tune": tune, "rows": entries})
 
 
 def main() -> None:

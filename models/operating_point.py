@@ -20,6 +20,9 @@ from scene_edge.models.sizes import AnySmc
 QUALITY_STEPS = (4.0, 5.66, 8.0, 11.3, 16.0, 22.6)
 """Quantiser steps of the operating points, finest first, in units of the latent as trained."""
 
+MAX_SIDE_SEEN = 960
+"""Luma samples on the longer side of the largest picture that SMC looks at whole: training clips are no larger."""
+
 HOLD = 4
 """Frames for which a latent of SMC stands."""
 

@@ -24,7 +24,7 @@ from scene_edge.models import keepsake
 from scene_edge.models.cards import CARD
 from scene_edge.models.data import GOP, ClipSampler, DataConfig, build_cache
 from scene_edge.models.layers import from_packed
-from scene_edge.models.operating_point import FUSED_FROM_QP, HOLD
+from scene_edge.models.operating_point import FUSED_FROM_QP, HOLD, MAX_SIDE_SEEN
 from scene_edge.models.scene import (
     CENTRE,
     COARSENESS,
@@ -182,6 +182,7 @@ def smc_export(
         "quality_steps": steps,
         "hold": HOLD,
         "fused_from_qp": FUSED_FROM_QP,
+        "max_side": MAX_SIDE_SEEN,
         "config": model.config.as_dict(),
         "weights": sum(value.numel() for value in model.parameters()),
         "mean_bits_per_frame": mean_bits,
