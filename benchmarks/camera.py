@@ -111,6 +111,7 @@ def run(
                     "weights": parts.weights,
                     "semantics": parts.semantics,
                     "tune": parts.tune,
+                    "bundle": parts.bundle,
                 }
                 runs[name].append(run_apart(system=name, **whose, **task))
     results = {name: median_of(found) for name, found in runs.items()}

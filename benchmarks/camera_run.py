@@ -84,6 +84,8 @@ def run_once(task: dict[str, Any]) -> dict[str, Any]:
         setattr(owner, name, _timed(getattr(owner, name), stage, spent))
     overrides = [f"scene.enabled={str(task['scene']).lower()}", f"semantics.enabled={str(task['semantics']).lower()}"]
     overrides += [f"scene.weights={task['weights']}", f"video.crf={task['crf']}", f"video.tune={task['tune']}"]
+    if task["bundle"] is not None:
+        overrides.append(f"scene.bundle={task['bundle']}")
     if task["threads"] is not None:
         overrides += [f"{section}.threads={task['threads']}" for section in ("scene", "semantics")]
     if task["zoo"] is not None:

@@ -16,13 +16,12 @@ from typing import Any
 from benchmarks.network_cost import torch_graphs
 from scene_edge.codec.bundle import MANIFEST_FILE, Bundle, write_bundle
 from scene_edge.codec.errors import ConfigError
-from scene_edge.inference.openvino import load as load_openvino
 from scene_edge.models.registry import GraphExport
 from scene_edge.models.sizes import build_smc
 from scene_edge.models.smc import SmcEncoder
 from scene_edge.models.train_smc import load_start
 from scene_edge.quantize.graphs import dynamic_axes, export_program, to_onnx, weights_digest
-from scene_edge.quantize.to_openvino import save_ir
+from scene_edge.quantize.to_openvino import to_ir
 
 INPUTS = {
     "encoder": (("x", "lossy", "state_sem", "state_lossy"), ("latent", "next_sem", "next_lossy")),
@@ -57,7 +56,7 @@ def add_float(bundle: Bundle, folder: Path, files: dict[str, bytes]) -> Bundle:
     shutil.copytree(bundle.path, folder)
     document = json.loads((folder / MANIFEST_FILE).read_text())
     for graph, data in files.items():
-        plain = save_ir(load_openvino().Core().read_model(data, b""))
+        plain = to_ir(data)
         written = {f"{graph}.float{suffix}": content for suffix, content in plain.items()}
         artefacts = [("openvino", next(iter(written))), ("onnx", f"{graph}.float.onnx")]
         for file, content in {**written, f"{graph}.float.onnx": data}.items():

@@ -23,7 +23,7 @@ from scene_edge.codec.errors import RunError
 
 EXAMPLE = "Example: python -m benchmarks.install_size --extra openvino --json install.json"
 
-UNWANTED = ("torch", "torchvision", "nncf", "onnxscript", "scipy", "opencv-python", "fastapi", "ray")
+UNWANTED = ("torch", "torchvision", "onnxscript", "scipy", "opencv-python", "fastapi", "ray")
 """Of the build side or the server: none of it belongs on a camera."""
 
 TOOLS = ("pip", "setuptools")

@@ -35,14 +35,13 @@ from scene_edge.codec.planes import PACKED_CHANNELS, aligned
 from scene_edge.edge.bench import CameraBench
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.settings import load_config
-from scene_edge.inference.openvino import load as load_openvino
 from scene_edge.inference.roofline import Peaks, measure_peaks
 from scene_edge.inference.stages import StageRow
 from scene_edge.models.registry import GraphExport
 from scene_edge.models.scene import CENTRE, FoldedScene, SceneFilterGraph, SceneNet
 from scene_edge.quantize.graphs import dynamic_axes, export_program, run_torch, to_onnx
 from scene_edge.quantize.kernels import slots_of
-from scene_edge.quantize.to_openvino import save_ir
+from scene_edge.quantize.to_openvino import to_ir
 from scene_edge.server.analytics.detector import BundleDetector
 from scene_edge.server.bench import Received, ServerBench
 from scene_edge.server.config import ServerConfig
@@ -109,7 +108,7 @@ def _float_entry(
     entry: dict[str, Any], graph: str, data: bytes, folder: Path, kernels: Kernels | None = None
 ) -> dict[str, Any]:
     """The graph's entry in the manifest with float32 artefacts alone, whose files are written."""
-    plain = save_ir(load_openvino().Core().read_model(data, b""))
+    plain = to_ir(data)
     files = {
         "openvino": {f"{graph}.fp32{suffix}": content for suffix, content in plain.items()},
         "onnx": {f"{graph}.fp32.onnx": data},

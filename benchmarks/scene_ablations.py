@@ -33,7 +33,7 @@ from scene_edge.models.train_scene import SceneTraining, of_gop
 
 EXAMPLE = "Example: python -m benchmarks.scene_ablations --minutes 30 --variants full,own,jpeg --json scene.json"
 
-RECIPE = "scene-s"
+RECIPE = "scene-m"
 FULL = "full"
 QPS = (27, 33, 39, 45)
 DEV_FRAMES = 8
@@ -55,10 +55,11 @@ VARIANTS = {
     FULL: Variant("full", {}),
     "none": Variant("semantic path: grey", {"prior": "none"}),
     "noise": Variant("semantic path: noise", {"prior": "noise"}),
-    "half": Variant("second block from its own features", {"size": "scene-s-half"}),
-    "own": Variant("both blocks from their own features (AsConvSR)", {"size": "scene-s-own"}),
-    "temporal": Variant("sees its last output", {"size": "scene-s-temporal"}),
-    "wide": Variant("twice the width (scene-m)", {"size": "scene-m"}),
+    "half": Variant("second block from its own features", {"size": "scene-m-half"}),
+    "own": Variant("both blocks from their own features (AsConvSR)", {"size": "scene-m-own"}),
+    "temporal": Variant("sees its last output", {"size": "scene-m-temporal"}),
+    "wide": Variant("twice the width", {"size": "scene-m-wide"}),
+    "narrow": Variant("half the width (scene-s, taught by nobody)", {"size": "scene-s"}),
     "jpeg": Variant("JPEG proxy alone", {"proxy": "jpeg", "real_codec": False}),
     "hybrid": Variant("hybrid proxy alone", {"real_codec": False}),
     "jpeg-x264": Variant("x264 with JPEG's gradient", {"proxy": "jpeg"}),

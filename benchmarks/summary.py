@@ -24,8 +24,13 @@ from benchmarks.systems import SYSTEMS
 
 ANCHOR = "x264"
 
-BESIDE_ANCHOR = (("fnet", "smc"), ("x265", "scene-x265"), ("svtav1", "scene-svtav1"))
-"""(anchor, system) that are compared as well: what the semantics gain over F-Net alone, SCENE before other codecs."""
+BESIDE_ANCHOR = (
+    ("fnet", "smc"),
+    *(("x264-tuned", f"{name}-tuned") for name in ("machine", "smc", "machine-smc")),
+    *((codec, f"{filtered}-{codec}") for codec in ("x265", "svtav1") for filtered in ("scene", "scene-m", "machine")),
+)
+"""(anchor, system) that are compared as well: what the semantics gain over F-Net alone, SCENE before
+other codecs, and all before an x264 that is tuned for machines."""
 
 DRAWS = 400
 """Bootstrap draws behind each interval."""

@@ -44,6 +44,8 @@ class System:
     scene: bool = False
     weights: str = "human"
     """Whose SCENE."""
+    bundle: str | None = None
+    """SCENE's bundle; None: the one for these weights."""
     tune: str = "human"
     """Whom x264 spends bits for."""
     semantics: bool = False
@@ -58,6 +60,7 @@ OURS: Mapping[str, System] = MappingProxyType(
     {
         "x264": System(),
         "scene": System(scene=True),
+        "scene-m": System(scene=True, bundle="scene-m"),
         "fnet": System(fusion=True),
         "smc": System(semantics=True, fusion=True),
         "both": System(scene=True, semantics=True, fusion=True),
@@ -74,6 +77,7 @@ SYSTEMS: Mapping[str, System] = MappingProxyType(
         **{name: System(plain_filter=graph) for name, graph in FILTERS.items()},
         **{name: System(codec=codec) for name, codec in CODECS.items()},
         **{f"scene-{name}": System(scene=True, codec=CODECS[name]) for name in ("x265", "svtav1")},
+        **{f"scene-m-{name}": System(scene=True, bundle="scene-m", codec=CODECS[name]) for name in ("x265", "svtav1")},
         **{f"machine-{name}": System(scene=True, weights="machine", codec=CODECS[name]) for name in ("x265", "svtav1")},
     }
 )
@@ -147,6 +151,8 @@ def camera_config(system: str, coding: Coding) -> CameraConfig:
     if coding.engine is not None:
         for section in ("scene", "semantics"):
             overrides |= {f"{section}.engines": f"[{coding.engine}]", f"{section}.precision": coding.precision}
+    if parts.bundle is not None:
+        overrides["scene.bundle"] = parts.bundle
     if coding.zoo is not None:
         overrides["bundles.zoo"] = coding.zoo.resolve()
     if coding.smc is not None:
@@ -228,7 +234,7 @@ def run_system(system: str, pictures: Sequence[Planes], fps: float, coding: Codi
     if parts.plain_filter is not None:
         given = filtered(pictures, parts.plain_filter)
     elif parts.codec is not None and parts.scene:
-        given = prefiltered("machine" if parts.weights == "machine" else "scene", pictures, fps, coding)
+        given = prefiltered(system, pictures, fps, coding)
     if parts.codec is not None:
         clip, seen = run_codec(parts.codec, given, fps, coding)
         return Output(seen, clip.bytes | _wire(clip), clip.ms)

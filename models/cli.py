@@ -41,6 +41,9 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="Run or bundle of SMC or SCENE whose weights are taken over where they fit.")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Run or bundle of a taught scene-m that scene-s imitates at first.")
+    ] = None,
     weaknesses: Annotated[str, typer.Option(help="What is known to be weak, for the model card.")] = "",
 ) -> None:
     """Train a network on real clips; interrupt it and start it again as you like.
@@ -56,6 +59,10 @@ def train(
         if model is Trainable.scene_machine or not model.value.startswith(("smc-", "scene-")):
             raise ConfigError("that network starts from no other run", got=model.value, hint="Leave out --start.")
         settings["start"] = start
+    if teacher is not None:
+        if not model.value.startswith("scene-") or model is Trainable.scene_machine:
+            raise ConfigError("that network has no teacher", got=model.value, hint="Leave out --teacher.")
+        settings["teacher"] = teacher
     record = _trainer(model)(**settings)
     if weaknesses:
         record["weaknesses"] = weaknesses

@@ -86,8 +86,13 @@ class SceneRun(Recipe):
     """Run or bundle whose weights are taken over where they fit."""
     siglip: str = "models/siglip2-so400m-patch14-384"
     """SigLIP 2, a folder below the data folder; read by `scene-paper` alone."""
+    teacher: Path | None = None
+    """Run or bundle of a taught `teacher_size`, which a network for cameras imitates for the fraction `imitated` of the
+    time box, before it meets a codec; without one it meets it at once."""
+    teacher_size: str = "scene-m"
+    imitated: float = 0.0
     prior: Literal["scene", "none", "noise"] = "scene"
-    """What the semantic path of `scene-s` is given: a thumbnail, or, for comparison, grey or noise in its place."""
+    """What the semantic path of a network for cameras is given: a thumbnail, or, for comparison, grey or noise."""
     machine_weight: float = 0.5
     sample_weight: float = 0.25
     ssim_weight: float = 0.25
@@ -100,7 +105,7 @@ class SceneRun(Recipe):
     length: int = 2
 
 
-_MACHINE = ("data", "out", "resume", "threads", "save_every_s", "max_minutes", "start")
+_MACHINE = ("data", "out", "resume", "threads", "save_every_s", "max_minutes", "start", "teacher")
 """Settings of a run that belong to the machine it runs on, and to no recipe."""
 
 

@@ -34,7 +34,7 @@ PACKED = 24
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Width of the filter, number of base kernels E, size of the embedding; `scene-s` is the default.
+    """Width of the filter, number of base kernels E, size of the embedding; `scene-m` is the default.
 
     For comparison alone: the last `own` blocks take their coefficients from their own features, one as in SCENE, both
     as in AsConvSR; `temporal`: the filter sees its last output as well. No bundle is made of these.

@@ -32,13 +32,14 @@ def build_smc(size: str) -> AnySmc:
 
 
 SCENE_CAMERA_SIZES = {
-    "scene-s": SceneConfig(),
-    "scene-m": SceneConfig(width=64),
-    "scene-s-half": SceneConfig(own=1),
-    "scene-s-own": SceneConfig(own=2),
-    "scene-s-temporal": SceneConfig(temporal=True),
+    "scene-s": SceneConfig(width=16),
+    "scene-m": SceneConfig(),
+    "scene-m-half": SceneConfig(own=1),
+    "scene-m-own": SceneConfig(own=2),
+    "scene-m-temporal": SceneConfig(temporal=True),
+    "scene-m-wide": SceneConfig(width=64),
 }
-"""Made for cameras, and beside `scene-s` what it is compared with (`benchmarks/scene_ablations.py`)."""
+"""Made for cameras, and beside `scene-m` what it is compared with (`benchmarks/scene_ablations.py`)."""
 
 SCENE_SIZES = (*SCENE_CAMERA_SIZES, "scene-paper", "scene-asconv")
 

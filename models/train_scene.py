@@ -34,6 +34,9 @@ from scene_edge.models.siglip import clip_embeddings
 from scene_edge.models.sizes import build_scene
 from scene_edge.models.start import load_start
 
+IMITATED = 2
+"""Times as many pictures in a step that meets no codec."""
+
 PRICE_BIN = 6
 """QPs that share an exchange rate."""
 
@@ -58,6 +61,7 @@ class SceneTraining:
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
         self.model = build_scene(config.size).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.taken: set[str] = set() if config.start is None else load_start(self.model, config.start)
+        self.teacher = None if config.teacher is None else _taught(config.teacher_size, config.teacher)
         self.embeddings = self._embeddings(folder)
         self.codec = build_codec(config.proxy, config.real_codec).to(device())
         self.detail = DetailLoss().to(device())
@@ -87,7 +91,7 @@ class SceneTraining:
         if self.embeddings is not None:
             known = self.embeddings[list(clips)]
         elif isinstance(self.model, SceneNet):
-            known = torch.cat([thumbnail(from_packed(torch.from_numpy(whole)[None].to(device()))) for whole in wholes])
+            known = _thumbnails(wholes)
             if self.config.prior != "scene":
                 known = torch.rand_like(known) if self.config.prior == "noise" else torch.full_like(known, 0.5)
         else:
@@ -139,6 +143,8 @@ class SceneTraining:
         return self.prices[near]
 
     def step(self, progress: Progressed) -> tuple[Tensor, dict[str, float]]:
+        if self.teacher is not None and progress.fraction < self.config.imitated:
+            return self._imitation(self.teacher)
         batch = self.sampler.sample(self.config.batch)
         frames = self.frames(batch)
         qp = float(self.random.integers(round(COARSENESS[0]), round(COARSENESS[1]) + 1))
@@ -163,6 +169,20 @@ class SceneTraining:
         if progress.step % 10 == 0:
             self.gain = self._gain(plain, frames, truth, float(quality.detach()), price * float(rise.detach().mean()))
         return loss, {**{key: float(value.detach()) for key, value in figures.items()}, "price": price, **self.gain}
+
+    def _imitation(self, teacher: SceneNet) -> tuple[Tensor, dict[str, float]]:
+        """What of the change that a taught filter makes to single pictures this one does not make, in energy."""
+        batch = self.sampler.sample(IMITATED * self.config.batch)
+        picture = from_packed(torch.from_numpy(batch.original[:, 0]).to(device()))
+        qp = float(self.random.uniform(*COARSENESS))
+        with torch.no_grad(), autocast():
+            controls = teacher.controls(teacher.prior(_thumbnails(batch.whole)).float(), qp)
+            wanted = teacher(picture, controls).float() - picture
+        with autocast():
+            made = self.model(picture, self.controls(batch.clips.tolist(), batch.whole, qp)).float() - picture
+        unlike = (made - wanted).square().mean((1, 2, 3)) / wanted.square().mean((1, 2, 3)).clamp_min(1e-8)
+        loss = unlike.mean()
+        return loss, {"unlike": float(loss.detach())}
 
     @torch.no_grad()
     def _gain(
@@ -197,6 +217,21 @@ class SceneTraining:
         return float(self.machine.distance(self.machine.features(pair[0]), self.machine.features(pair[1])))
 
 
+def _thumbnails(wholes: Sequence[U8]) -> Tensor:
+    return torch.cat([thumbnail(from_packed(torch.from_numpy(whole)[None].to(device()))) for whole in wholes])
+
+
+def _taught(size: str, path: Path) -> SceneNet:
+    """A network for cameras that another run has taught. Raises ConfigError for one of another kind."""
+    teacher = build_scene(size)
+    if not isinstance(teacher, SceneNet) or teacher.config.temporal:
+        raise ConfigError("no filter that could be imitated", got=size, allowed="scene-m, scene-s")
+    missing = set(teacher.state_dict()) - load_start(teacher, path)
+    if missing:
+        raise ConfigError(f"{path} is no {size}", got=f"without {', '.join(sorted(missing)[:3])}")
+    return teacher.to(device()).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
 def of_gop(bits: Tensor) -> Tensor:
     """Bits of a keyframe and a few frames after it [B, T] -> of a whole GOP that goes on like them [B]."""
     following = bits[:, 1:].mean(1) if bits.shape[1] > 1 else torch.zeros_like(bits[:, 0])
@@ -222,6 +257,8 @@ def train(config: SceneRun) -> dict[str, Any]:
     record["training_clips_check"] = training.evaluate()
     if training.taken:
         record["start"] = f"{len(training.taken)} of {len(training.model.state_dict())} weights of another run"
+    if training.teacher is not None:
+        record["teacher"] = f"{config.teacher_size}, imitated for the first {config.imitated:.0%} of the time"
     record["recipe"] = config.as_dict()
     through = "x264 with the gradient of the " if config.real_codec else "the "
     qps = f"QP {COARSENESS[0]:.0f} to {COARSENESS[1]:.0f}"

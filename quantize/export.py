@@ -36,7 +36,7 @@ from scene_edge.quantize.report import ArtifactReport, QuantisationReport, Train
 from scene_edge.quantize.rounding import rounded
 from scene_edge.quantize.to_litert import LitertTask, litert_python, quantise_litert
 from scene_edge.quantize.to_onnx import quantise_onnx
-from scene_edge.quantize.to_openvino import quantise_openvino, save_ir
+from scene_edge.quantize.to_openvino import to_ir
 
 __all__ = ["DEFAULT_ENGINES", "GraphExport", "QuantisationReport", "export_bundle"]
 
@@ -210,18 +210,18 @@ def _convert(work: _Work, engines: Sequence[str], folder: Path, steps: _Steps) -
     work.model = g.to_onnx(work.export(work.graph, work.shapes[0], work.axes), inputs, work.graph.outputs)
     _add(work, folder, "onnx", "fp32", {".onnx": work.model.SerializeToString()})
     tuned = g.to_onnx(work.export(work.tuned, work.shapes[0], work.axes), inputs, work.graph.outputs)
-    if "openvino" in engines:
-        steps.next(f"{work.name}: OpenVINO INT8")
-        from scene_edge.inference.openvino import load
-
-        plain = load().Core().read_model(work.model.SerializeToString())
-        _add(work, folder, "openvino", "fp32", save_ir(plain))
-        _add(work, folder, "openvino", "int8", quantise_openvino(tuned, work.calibration))
-    for engine in ("onnx", "tensorrt"):
-        if engine in engines:
-            steps.next(f"{work.name}: {engine} INT8")
-            data = quantise_onnx(tuned, work.calibration, symmetric=engine == "tensorrt")
-            _add(work, folder, engine, "int8", {".onnx": data})
+    if {"openvino", "onnx"} & {*engines}:
+        steps.next(f"{work.name}: INT8")
+        data = quantise_onnx(tuned, work.calibration, symmetric=False)
+        if "onnx" in engines:
+            _add(work, folder, "onnx", "int8", {".onnx": data})
+        if "openvino" in engines:
+            steps.next(f"{work.name}: OpenVINO")
+            _add(work, folder, "openvino", "fp32", to_ir(work.model.SerializeToString()))
+            _add(work, folder, "openvino", "int8", to_ir(data))
+    if "tensorrt" in engines:
+        steps.next(f"{work.name}: TensorRT INT8")
+        _add(work, folder, "tensorrt", "int8", {".onnx": quantise_onnx(tuned, work.calibration, symmetric=True)})
 
 
 def _add(work: _Work, folder: Path, engine: str, precision: str, files: Mapping[str, bytes]) -> None:

@@ -115,17 +115,25 @@ def _in_ir(files: Mapping[str, bytes]) -> Iterator[_Found]:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convolution":
             continue
-        source, scales = node.input_value(1).get_node(), None
-        if source.get_type_name() == "Multiply":
-            scales = _data(source.input_value(1).get_node())
-            source = source.input_value(0).get_node()
         followers = [target.get_node() for target in node.output(0).get_target_inputs()]
-        added = [
-            _data(follower.input_value(1).get_node()) for follower in followers if follower.get_type_name() == "Add"
-        ]
-        stored = _data(source)
-        if stored is not None and len(added) == 1 and added[0] is not None:
-            yield _Found(stored, added[0], "oihw", scales)
+        added = [follower.input_value(1).get_node() for follower in followers if follower.get_type_name() == "Add"]
+        if len(added) != 1:
+            continue
+        (weights, scales), (bias, units) = (_stored(source) for source in (node.input_value(1).get_node(), added[0]))
+        if weights is not None and bias is not None:
+            yield _Found(weights, bias, "oihw", scales, units)
+
+
+def _stored(node: Any) -> tuple[Array | None, Array | None]:
+    """A constant as it is stored, and its scales where it is integers less a zero-point of 0, times scales."""
+    while node.get_type_name() == "Reshape":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Multiply":
+        return _data(node), None
+    source, scales = (node.input_value(index).get_node() for index in range(2))
+    if source.get_type_name() == "Subtract":
+        source = source.input_value(0).get_node()
+    return _data(source), _data(scales)
 
 
 def _data(node: Any) -> Array | None:

@@ -40,7 +40,7 @@ class Named(torch.nn.Module):
 
 
 def float_scopes(model: bytes) -> list[str]:
-    """Patterns of operations that stay in float, for the reasons given in `to_openvino.float_operations`."""
+    """Patterns of operations that stay in float, for the reasons given in `to_onnx.float_nodes`."""
     tree = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0))
     names = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
     patterns = []

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, str, str]] = {
 
 # The extra that brings a package, by the top of its import name.
 EXTRAS = {
-    **dict.fromkeys(("torch", "nncf", "onnx", "onnxscript", "scipy"), "train"),
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "scipy"), "train"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "sqlalchemy", "trackers", "psutil", "PIL"), "server"),
     "amqtt": "demo",
     "openvino": "openvino",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("nncf")
+pytest.importorskip("onnxscript")
 pytest.importorskip("trackers")
 
 from benchmarks.latency import draw, float_scene, float_smc, ratios, rows_of, torch_rows

@@ -36,7 +36,7 @@ MACHINE: dict[str, Any] = {"data": Path("data"), "out": Path("out"), "max_minute
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_changes_what_it_says_and_nothing_else(name: str) -> None:
-    full, other = load_recipe(SceneRun, "scene-s", **MACHINE).as_dict(), variant_run(name, **MACHINE).as_dict()
+    full, other = load_recipe(SceneRun, "scene-m", **MACHINE).as_dict(), variant_run(name, **MACHINE).as_dict()
     assert {key: value for key, value in other.items() if full[key] != value} == dict(VARIANTS[name].recipe)
     assert build_scene(other["size"]) is not None
 

@@ -17,8 +17,8 @@ def test_the_shipped_filter_keeps_within_its_bound_by_itself_and_is_weakened_wit
     pictures = [planes for planes, _ in read_video(clip.path, width=176, limit=64)]
     bundle = Bundle.open("scene-s")
     for crf in (18, 27):
-        free, full = ratio(clip, pictures, bundle, crf, None)
+        free, full = ratio(clip, pictures, bundle, crf, "human", None)
         assert (free <= 1.02, full) == (True, 1.0)
-    held, strength = ratio(clip, pictures, bundle, 18, 0.001)
+    held, strength = ratio(clip, pictures, bundle, 18, "human", 0.001)
     assert strength < 1.0
     assert held != free

@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
 }
 """Folder -> the folders of scene_edge that it may import."""
 
-BUILD_SIDE = {"torch", "torchvision", "torchao", "nncf", "onnxscript", "litert_torch", "vmaf_torch", "scipy"}
+BUILD_SIDE = {"torch", "torchvision", "torchao", "onnxscript", "litert_torch", "vmaf_torch", "scipy"}
 CODEC_MAY_IMPORT = {"numpy", "av", "safetensors", "google_crc32c", "cryptography", "scene_edge"}
 WEB = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "trackers", "cv2", "amqtt"}
 

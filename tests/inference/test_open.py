@@ -296,7 +296,6 @@ def test_openvino_is_loaded_without_its_telemetry(modules_with_openvino: set[str
 def test_no_training_package_comes_along(modules_with_openvino: set[str]) -> None:
     assert not modules_with_openvino & {
         "torch",
-        "nncf",
         "scene_edge.models",
         "scene_edge.edge",
         "scene_edge.server",

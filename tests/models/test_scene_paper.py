@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,26 @@ def test_every_recipe_takes_a_step(name: str, cache: Path, monkeypatch: pytest.M
     assert asked == (["siglip2-so400m-patch14-384"] if name == "scene-paper" else [])
     assert training.model.head.weight.grad is not None
     assert float(training.model.head.weight.grad.abs().sum()) > 0
+
+
+def test_a_narrow_filter_imitates_a_taught_one_before_it_meets_a_codec(cache: Path) -> None:
+    torch.manual_seed(3)
+    teacher = build_scene("scene-m")
+    torch.nn.init.normal_(teacher.head.weight, std=0.01)
+    (cache / "taught").mkdir()
+    torch.save({"average": teacher.state_dict()}, cache / "taught" / "state.pt")
+    recipe = load_recipe(SceneRun, "scene-s", data=data_folder(), out=cache / "narrow", batch=2, crop=64, threads=1)
+    taught = SceneTraining(replace(recipe, teacher=cache / "taught"), cache)
+    first, figures = taught.step(Progressed(0.0, 0))
+    assert set(figures) == {"unlike"}
+    assert float(first.detach()) == pytest.approx(1.0, abs=1e-3), "it begins as the identity"
+    first.backward()
+    assert float(taught.model.head.weight.grad.abs().sum()) > 0
+    assert "price" in taught.step(Progressed(recipe.imitated, 1))[1]
+    assert "price" in SceneTraining(recipe, cache).step(Progressed(0.0, 0))[1], "nobody taught it"
+    for size, message in (("scene-s", "is no scene-s"), ("scene-paper", "imitated")):
+        with pytest.raises((ConfigError, FormatError), match=f"{message}|nothing of"):
+            SceneTraining(replace(recipe, teacher=cache / "taught", teacher_size=size), cache)
 
 
 def test_a_siglip_of_another_size_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

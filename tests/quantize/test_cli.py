@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch", reason="quantisation needs the extra train: pip install scene-edge[train]")
-pytest.importorskip("nncf", reason="quantisation needs the extra train: pip install scene-edge[train]")
+pytest.importorskip("onnxscript", reason="quantisation needs the extra train: pip install scene-edge[train]")
 
 import typer
 from typer.testing import CliRunner

@@ -16,7 +16,7 @@ from scene_edge.inference.session import open_session
 
 @pytest.mark.slow
 def test_toy_to_litert_at_two_sizes(tmp_path: Path) -> None:
-    for package in ("torch", "nncf"):
+    for package in ("torch", "onnxscript"):
         pytest.importorskip(package, reason="quantisation needs the extra train: pip install scene-edge[train]")
     from scene_edge.quantize.export import export_bundle
     from scene_edge.quantize.graphs import run_torch
