@@ -32,6 +32,7 @@ from benchmarks.network_cost import parse_sizes, shown, spent_ms, torch_graphs
 from scene_edge.codec.bundle import Bundle, write_bundle
 from scene_edge.codec.kernels import WEIGHTS, Kernel, KernelBank, Kernels
 from scene_edge.codec.planes import PACKED_CHANNELS, aligned
+from scene_edge.codec.quality import seen_size
 from scene_edge.edge.bench import CameraBench
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.settings import load_config
@@ -39,6 +40,7 @@ from scene_edge.inference.roofline import Peaks, measure_peaks
 from scene_edge.inference.stages import StageRow
 from scene_edge.models.registry import GraphExport
 from scene_edge.models.scene import CENTRE, FoldedScene, SceneFilterGraph, SceneNet
+from scene_edge.models.sizes import SCENE_CAMERA_SIZES
 from scene_edge.quantize.graphs import dynamic_axes, export_program, run_torch, to_onnx
 from scene_edge.quantize.kernels import slots_of
 from scene_edge.quantize.to_openvino import to_ir
@@ -155,8 +157,9 @@ def torch_rows(scene: str, smc: str, size: tuple[int, int], runs: int, threads: 
     """The networks alone in PyTorch, float32, without packing and rounding."""
     torch.set_num_threads(threads)
     torch.manual_seed(SEED)
-    graphs: dict[str, Any] = {stage: torch_graphs(smc, size)[graph] for stage, graph in list(NETWORKS.items())[1:]}
-    net = SceneNet()
+    seen = seen_size(Bundle.open(smc), *size)
+    graphs: dict[str, Any] = {stage: torch_graphs(smc, seen)[graph] for stage, graph in list(NETWORKS.items())[1:]}
+    net = SceneNet(SCENE_CAMERA_SIZES[scene])
     picture = torch.randint(0, 256, (1, aligned(size[1]) // 4, aligned(size[0]) // 4, PACKED_CHANNELS)).to(torch.uint8)
     folded = FoldedScene(net, net.controls(torch.ones(1, net.config.coefficients, 1, 1), CENTRE))
     graphs["scene"] = SceneFilterGraph(folded).eval(), [picture]
