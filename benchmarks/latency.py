@@ -271,7 +271,10 @@ def draw(rows: Sequence[Mapping[str, Any]], cameras: Sequence[Mapping[str, Any]]
                 best[pixels] = min(best.get(pixels, float("inf")), 1000 / row["fps"])
         if best:
             axes[0].plot(*zip(*sorted(best.items()), strict=True), marker="o", markersize=4, label=stage)
-    axes[0].set(xscale="log", yscale="log", xlabel="megapixels", ylabel="ms a frame, fastest engine")
+    sizes = sorted({(row["width"] * row["height"] / 1e6, f"{row['width']}\nx {row['height']}") for row in rows})
+    axes[0].set(xscale="log", yscale="log", ylabel="ms a frame, fastest engine")
+    axes[0].set_xticks([pixels for pixels, _ in sizes], labels=[name for _, name in sizes], fontsize=8)
+    axes[0].minorticks_off()
     axes[0].set_title("camera: cost as pictures grow", fontsize=10)
     axes[0].legend(fontsize=8)
     if cameras:
