@@ -60,6 +60,13 @@ class Planes:
         return int(self.y.shape[0])
 
 
+def within(width: int, height: int, most: int, least: int = 2) -> tuple[int, int]:
+    """Width and height of a picture in its shape with at most `most` samples on the longer side: never enlarged, even,
+    no side below `least`."""
+    scale = min(1.0, most / max(width, height))
+    return max(least, round(width * scale / 2) * 2), max(least, round(height * scale / 2) * 2)
+
+
 def aligned(size: int) -> int:
     """`size` rounded up to a multiple of ALIGN."""
     return -(-size // ALIGN) * ALIGN

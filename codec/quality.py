@@ -18,7 +18,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EntropyError, PacketError
 from scene_edge.codec.latents import I16, LatentDecoder, LatentTables
 from scene_edge.codec.packet import CODEC_SMC_GOP, DELTA, KEY, SemanticPacket
-from scene_edge.codec.planes import ALIGN, MAX_SIDE, aligned
+from scene_edge.codec.planes import ALIGN, MAX_SIDE, aligned, within
 
 MAX_QUALITIES = 16
 STRIDES = (8, 16, 32)
@@ -75,8 +75,7 @@ def seen_size(bundle: Bundle, width: int, height: int) -> tuple[int, int]:
         raise BundleError(
             f"bundle {bundle.name}: max_side is not usable", got=str(most)[:80], allowed=f"{ALIGN}..{MAX_SIDE}"
         )
-    scale = min(1.0, most / max(width, height))
-    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+    return within(width, height, most)
 
 
 def latent_shape(bundle: Bundle, width: int, height: int) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
 from scene_edge.codec.h264 import KEYFRAME_FINER
 from scene_edge.codec.media import magnified, reduced
-from scene_edge.codec.planes import U8, Planes, aligned, pack
+from scene_edge.codec.planes import U8, Planes, aligned, pack, within
 from scene_edge.edge.prefilter import Beside, CutDetector, SessionOpener, check_size, engine_name
 from scene_edge.edge.scene_guard import WEAKEST, Pair, RateGuard
 
@@ -78,7 +78,7 @@ class AttentionFilter:
         self._crf, self._encoder_chooses = crf, crf is None
         self._size = width, height
         self._use, self._floor, self._guard = _attention(bundle), floor, guard
-        self._seen_size = looked_at_size(width, height, self._use.width)
+        self._seen_size = within(width, height, self._use.width, CELL)
         rows, columns = (aligned(side) // 4 for side in reversed(self._seen_size))
         self._where = open_network(bundle, WHERE, rows, columns)
         self._beside: Beside[float] | None = Beside() if live else None
@@ -214,12 +214,6 @@ class AttentionFilter:
                 self._guard.restart()
         if changed:
             self._strength, self._kept = strength, None
-
-
-def looked_at_size(width: int, height: int, wanted: int) -> tuple[int, int]:
-    """Luma samples of the picture that the network sees: `wanted` on the longer side, never enlarged, even sides."""
-    scale = min(1.0, wanted / max(width, height))
-    return max(CELL, round(width * scale / 2) * 2), max(CELL, round(height * scale / 2) * 2)
 
 
 def coarsened(planes: Planes, factor: int) -> Planes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from scene_edge.codec import ir
 from scene_edge.codec.errors import EngineError
@@ -17,16 +16,13 @@ from scene_edge.inference.openvino import load
 
 
 def to_ir(data: bytes) -> dict[str, bytes]:
-    """An ONNX model, float or with QDQ pairs -> {".xml.gz": ..., ".bin": ...}. Raises EngineError."""
-    try:
-        return save_ir(load().Core().read_model(data))
-    except Exception as error:
-        raise EngineError("OpenVINO cannot read the graph", got=f"{type(error).__name__}: {error}") from error
-
-
-def save_ir(network: Any) -> dict[str, bytes]:
-    """An OpenVINO model -> the bytes of its two files, without the record of how and where it was made."""
+    """An ONNX model, float or with QDQ pairs -> {".xml.gz": ..., ".bin": ...}, without the record of how and where it
+    was made. Raises EngineError."""
     openvino = load()
+    try:
+        network = openvino.Core().read_model(data)
+    except RuntimeError as error:
+        raise EngineError("OpenVINO cannot read the graph", got=str(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(network, str(path), compress_to_fp16=False)

@@ -18,15 +18,19 @@ Trial = Callable[[str, EncoderSettings], Verdict]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The encoder that passed, and the verdicts on those before it that did not."""
+    """The encoder that passed, and the verdicts on those before it that did not. `tune` is what was asked for."""
 
     encoder: str
     failed: tuple[Verdict, ...] = ()
+    tune: str = "human"
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Reasons for the status and the birth message; none if the first choice passed."""
-        return tuple(f"encoder {verdict.encoder}: {verdict.reason}" for verdict in self.failed)
+        """Reasons for the status and the birth message; none if the first choice passed and does all that is asked."""
+        reasons = [f"encoder {verdict.encoder}: {verdict.reason}" for verdict in self.failed]
+        if self.tune != "human" and self.encoder != "libx264":
+            reasons.append(f"encoder {self.encoder}: video.tune is libx264's alone, and does nothing here")
+        return tuple(reasons)
 
 
 class VerdictCache:
@@ -62,7 +66,7 @@ def choose_encoder(
             verdict = trial(name, trial_settings)
             cache.put(trial_settings, verdict)
         if verdict.passed:
-            return Choice(name, tuple(failed))
+            return Choice(name, tuple(failed), settings.tune)
         failed.append(verdict)
     reasons = "; ".join(f"{verdict.encoder} {verdict.reason}" for verdict in failed)
     raise EncoderError("no encoder passes its trial", got=reasons, hint="See: scene-edge doctor")

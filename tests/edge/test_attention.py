@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from scene_edge.codec.bundle import Bundle
 from scene_edge.codec.errors import BundleError, EngineError
-from scene_edge.codec.planes import Planes
-from scene_edge.edge.attention import KEPT, AttentionFilter, blend, coarsened, enlarged, looked_at_size
+from scene_edge.codec.planes import Planes, within
+from scene_edge.edge.attention import CELL, KEPT, AttentionFilter, blend, coarsened, enlarged
 from scene_edge.edge.config import CameraConfig
 from scene_edge.edge.networks import open_networks
 from scene_edge.edge.scene_guard import PROBE_FRAMES, GuardSettings, RateGuard
@@ -80,7 +80,7 @@ def test_an_even_map_stays_even(share: float, rows: int, columns: int) -> None:
     [((1920, 1080), (640, 360)), ((1080, 1920), (360, 640)), ((320, 240), (320, 240)), ((4096, 34), (640, 16))],
 )
 def test_the_picture_that_is_looked_at_is_never_enlarged(size: tuple[int, int], seen: tuple[int, int]) -> None:
-    assert looked_at_size(*size, 640) == seen
+    assert within(*size, 640, CELL) == seen
 
 
 def test_detail_stays_where_something_is(zoo: Path) -> None:

@@ -242,6 +242,16 @@ def test_the_first_that_passes_is_taken_and_the_rest_announced(tmp_path: Path) -
     assert len(tried) == 6
 
 
+@pytest.mark.parametrize(("name", "told"), [("libx264", ()), ("h264_qsv", ("video.tune is libx264's alone",))])
+def test_a_tune_that_the_encoder_does_not_know_is_announced(tmp_path: Path, name: str, told: tuple[str, ...]) -> None:
+    config, cache = VideoConfig(encoder=name), VerdictCache(tmp_path / "verdicts.json", {})
+    tuned = replace(SETTINGS, tune="machine")
+    degraded = choose_encoder(config, tuned, cache=cache, trial=lambda name, _: Verdict(name, "")).degraded
+    assert len(degraded) == len(told)
+    assert all(part in reason for part, reason in zip(told, degraded, strict=True))
+    assert choose_encoder(config, SETTINGS, cache=cache, trial=lambda name, _: Verdict(name, "")).degraded == ()
+
+
 def test_a_named_encoder_has_no_substitute(tmp_path: Path) -> None:
     config = VideoConfig(encoder="h264_qsv", candidates=("libx264",))
     cache = VerdictCache(tmp_path / "verdicts.json", {})
