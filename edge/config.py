@@ -149,7 +149,7 @@ class VideoConfig(Section):
     tune: Literal["human", "machine"] = Field(
         "human",
         description="Whom libx264 spends bits for: eyes, which see plain areas suffer first (adaptive quantisation), "
-        "or detectors, which want busy ones as well. At the same crf machine takes up to a third more bits.",
+        "or detectors, which want busy ones as well. At the same crf machine takes up to half as many again.",
     )
     width: Side | None = Field(None, description="Wider pictures are scaled down to this width; null keeps them.")
     threads: int | None = Field(None, ge=1, le=64, description="Threads of libx264; null: one for each core, up to 4.")

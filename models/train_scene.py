@@ -61,6 +61,8 @@ class SceneTraining:
         self.sampler = ClipSampler(folder, config.seed, size=config.crop, length=config.length)
         self.model = build_scene(config.size).to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.taken: set[str] = set() if config.start is None else load_start(self.model, config.start)
+        if config.teacher is not None and not config.imitated:
+            raise ConfigError("that recipe imitates nobody", got=config.size, hint="Leave out --teacher.")
         self.teacher = None if config.teacher is None else _taught(config.teacher_size, config.teacher)
         self.embeddings = self._embeddings(folder)
         self.codec = build_codec(config.proxy, config.real_codec).to(device())

@@ -210,17 +210,18 @@ def _convert(work: _Work, engines: Sequence[str], folder: Path, steps: _Steps) -
     work.model = g.to_onnx(work.export(work.graph, work.shapes[0], work.axes), inputs, work.graph.outputs)
     _add(work, folder, "onnx", "fp32", {".onnx": work.model.SerializeToString()})
     tuned = g.to_onnx(work.export(work.tuned, work.shapes[0], work.axes), inputs, work.graph.outputs)
-    if {"openvino", "onnx"} & {*engines}:
-        steps.next(f"{work.name}: INT8")
-        data = quantise_onnx(tuned, work.calibration, symmetric=False)
-        if "onnx" in engines:
-            _add(work, folder, "onnx", "int8", {".onnx": data})
-        if "openvino" in engines:
-            steps.next(f"{work.name}: OpenVINO")
-            _add(work, folder, "openvino", "fp32", to_ir(work.model.SerializeToString()))
-            _add(work, folder, "openvino", "int8", to_ir(data))
+    data = b""
+    for engine in ("onnx", "openvino"):
+        if engine in engines:
+            steps.next(f"{work.name}: {engine} INT8")
+            data = data or quantise_onnx(tuned, work.calibration, symmetric=False)
+            if engine == "onnx":
+                _add(work, folder, engine, "int8", {".onnx": data})
+            else:
+                _add(work, folder, engine, "fp32", to_ir(work.model.SerializeToString()))
+                _add(work, folder, engine, "int8", to_ir(data))
     if "tensorrt" in engines:
-        steps.next(f"{work.name}: TensorRT INT8")
+        steps.next(f"{work.name}: tensorrt INT8")
         _add(work, folder, "tensorrt", "int8", {".onnx": quantise_onnx(tuned, work.calibration, symmetric=True)})
 
 

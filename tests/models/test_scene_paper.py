@@ -229,6 +229,8 @@ def test_a_narrow_filter_imitates_a_taught_one_before_it_meets_a_codec(cache: Pa
     assert float(taught.model.head.weight.grad.abs().sum()) > 0
     assert "price" in taught.step(Progressed(recipe.imitated, 1))[1]
     assert "price" in SceneTraining(recipe, cache).step(Progressed(0.0, 0))[1], "nobody taught it"
+    with pytest.raises(ConfigError, match="imitates nobody"):
+        SceneTraining(replace(recipe, teacher=cache / "taught", imitated=0.0), cache)
     for size, message in (("scene-s", "is no scene-s"), ("scene-paper", "imitated")):
         with pytest.raises((ConfigError, FormatError), match=f"{message}|nothing of"):
             SceneTraining(replace(recipe, teacher=cache / "taught", teacher_size=size), cache)
